@@ -1,0 +1,292 @@
+package sys
+
+// Call is a system call that the filter sends to the supervisor, whatever the machine's
+// number for it is.
+type Call uint8
+
+// The calls. [CallUnknown] is one that the table does not know.
+const (
+	CallUnknown Call = iota
+	CallOpenat
+	CallOpen
+	CallOpenat2
+	CallCreat
+	CallExecve
+	CallExecveat
+	CallExit
+	CallExitGroup
+	CallUnlink
+	CallUnlinkat
+	CallRmdir
+	CallRename
+	CallRenameat
+	CallRenameat2
+	CallLink
+	CallLinkat
+	CallSymlink
+	CallSymlinkat
+	CallMkdir
+	CallMkdirat
+	CallMknod
+	CallMknodat
+	CallTruncate
+	CallFtruncate
+	CallChmod
+	CallFchmod
+	CallFchmodat
+	CallFchmodat2
+	CallChown
+	CallFchown
+	CallLchown
+	CallFchownat
+	CallUtime
+	CallUtimes
+	CallFutimesat
+	CallUtimensat
+	CallSetxattr
+	CallLsetxattr
+	CallFsetxattr
+	CallSetxattrat
+	CallRemovexattr
+	CallLremovexattr
+	CallFremovexattr
+	CallRemovexattrat
+	CallFileSetattr
+	CallBind
+	CallNameToHandleAt
+	CallOpenByHandleAt
+	CallMount
+	CallUmount2
+	CallPivotRoot
+	CallChroot
+	CallOpenTree
+	CallOpenTreeAttr
+	CallMoveMount
+	CallFsopen
+	CallFsconfig
+	CallFsmount
+	CallFspick
+	CallMountSetattr
+	CallUnshare
+	CallSetns
+	CallClone
+	CallClone3
+	CallIoUringSetup
+	CallIoUringEnter
+	CallIoUringRegister
+	numCalls
+)
+
+var callNames = [numCalls]string{
+	CallUnknown:         "unknown",
+	CallOpenat:          "openat",
+	CallOpen:            "open",
+	CallOpenat2:         "openat2",
+	CallCreat:           "creat",
+	CallExecve:          "execve",
+	CallExecveat:        "execveat",
+	CallExit:            "exit",
+	CallExitGroup:       "exit_group",
+	CallUnlink:          "unlink",
+	CallUnlinkat:        "unlinkat",
+	CallRmdir:           "rmdir",
+	CallRename:          "rename",
+	CallRenameat:        "renameat",
+	CallRenameat2:       "renameat2",
+	CallLink:            "link",
+	CallLinkat:          "linkat",
+	CallSymlink:         "symlink",
+	CallSymlinkat:       "symlinkat",
+	CallMkdir:           "mkdir",
+	CallMkdirat:         "mkdirat",
+	CallMknod:           "mknod",
+	CallMknodat:         "mknodat",
+	CallTruncate:        "truncate",
+	CallFtruncate:       "ftruncate",
+	CallChmod:           "chmod",
+	CallFchmod:          "fchmod",
+	CallFchmodat:        "fchmodat",
+	CallFchmodat2:       "fchmodat2",
+	CallChown:           "chown",
+	CallFchown:          "fchown",
+	CallLchown:          "lchown",
+	CallFchownat:        "fchownat",
+	CallUtime:           "utime",
+	CallUtimes:          "utimes",
+	CallFutimesat:       "futimesat",
+	CallUtimensat:       "utimensat",
+	CallSetxattr:        "setxattr",
+	CallLsetxattr:       "lsetxattr",
+	CallFsetxattr:       "fsetxattr",
+	CallSetxattrat:      "setxattrat",
+	CallRemovexattr:     "removexattr",
+	CallLremovexattr:    "lremovexattr",
+	CallFremovexattr:    "fremovexattr",
+	CallRemovexattrat:   "removexattrat",
+	CallFileSetattr:     "file_setattr",
+	CallBind:            "bind",
+	CallNameToHandleAt:  "name_to_handle_at",
+	CallOpenByHandleAt:  "open_by_handle_at",
+	CallMount:           "mount",
+	CallUmount2:         "umount2",
+	CallPivotRoot:       "pivot_root",
+	CallChroot:          "chroot",
+	CallOpenTree:        "open_tree",
+	CallOpenTreeAttr:    "open_tree_attr",
+	CallMoveMount:       "move_mount",
+	CallFsopen:          "fsopen",
+	CallFsconfig:        "fsconfig",
+	CallFsmount:         "fsmount",
+	CallFspick:          "fspick",
+	CallMountSetattr:    "mount_setattr",
+	CallUnshare:         "unshare",
+	CallSetns:           "setns",
+	CallClone:           "clone",
+	CallClone3:          "clone3",
+	CallIoUringSetup:    "io_uring_setup",
+	CallIoUringEnter:    "io_uring_enter",
+	CallIoUringRegister: "io_uring_register",
+}
+
+// Numbers of the calls by architecture, -1 where it has none. Sources: arch/x86/entry/syscalls/syscall_64.tbl
+// and scripts/syscall.tbl of Linux 6.17.
+var amd64Numbers = [numCalls]int32{
+	CallUnknown:         -1,
+	CallOpenat:          257,
+	CallOpen:            2,
+	CallOpenat2:         437,
+	CallCreat:           85,
+	CallExecve:          59,
+	CallExecveat:        322,
+	CallExit:            60,
+	CallExitGroup:       231,
+	CallUnlink:          87,
+	CallUnlinkat:        263,
+	CallRmdir:           84,
+	CallRename:          82,
+	CallRenameat:        264,
+	CallRenameat2:       316,
+	CallLink:            86,
+	CallLinkat:          265,
+	CallSymlink:         88,
+	CallSymlinkat:       266,
+	CallMkdir:           83,
+	CallMkdirat:         258,
+	CallMknod:           133,
+	CallMknodat:         259,
+	CallTruncate:        76,
+	CallFtruncate:       77,
+	CallChmod:           90,
+	CallFchmod:          91,
+	CallFchmodat:        268,
+	CallFchmodat2:       452,
+	CallChown:           92,
+	CallFchown:          93,
+	CallLchown:          94,
+	CallFchownat:        260,
+	CallUtime:           132,
+	CallUtimes:          235,
+	CallFutimesat:       261,
+	CallUtimensat:       280,
+	CallSetxattr:        188,
+	CallLsetxattr:       189,
+	CallFsetxattr:       190,
+	CallSetxattrat:      463,
+	CallRemovexattr:     197,
+	CallLremovexattr:    198,
+	CallFremovexattr:    199,
+	CallRemovexattrat:   466,
+	CallFileSetattr:     469,
+	CallBind:            49,
+	CallNameToHandleAt:  303,
+	CallOpenByHandleAt:  304,
+	CallMount:           165,
+	CallUmount2:         166,
+	CallPivotRoot:       155,
+	CallChroot:          161,
+	CallOpenTree:        428,
+	CallOpenTreeAttr:    467,
+	CallMoveMount:       429,
+	CallFsopen:          430,
+	CallFsconfig:        431,
+	CallFsmount:         432,
+	CallFspick:          433,
+	CallMountSetattr:    442,
+	CallUnshare:         272,
+	CallSetns:           308,
+	CallClone:           56,
+	CallClone3:          435,
+	CallIoUringSetup:    425,
+	CallIoUringEnter:    426,
+	CallIoUringRegister: 427,
+}
+var arm64Numbers = [numCalls]int32{
+	CallUnknown:         -1,
+	CallOpenat:          56,
+	CallOpen:            -1,
+	CallOpenat2:         437,
+	CallCreat:           -1,
+	CallExecve:          221,
+	CallExecveat:        281,
+	CallExit:            93,
+	CallExitGroup:       94,
+	CallUnlink:          -1,
+	CallUnlinkat:        35,
+	CallRmdir:           -1,
+	CallRename:          -1,
+	CallRenameat:        38,
+	CallRenameat2:       276,
+	CallLink:            -1,
+	CallLinkat:          37,
+	CallSymlink:         -1,
+	CallSymlinkat:       36,
+	CallMkdir:           -1,
+	CallMkdirat:         34,
+	CallMknod:           -1,
+	CallMknodat:         33,
+	CallTruncate:        45,
+	CallFtruncate:       46,
+	CallChmod:           -1,
+	CallFchmod:          52,
+	CallFchmodat:        53,
+	CallFchmodat2:       452,
+	CallChown:           -1,
+	CallFchown:          55,
+	CallLchown:          -1,
+	CallFchownat:        54,
+	CallUtime:           -1,
+	CallUtimes:          -1,
+	CallFutimesat:       -1,
+	CallUtimensat:       88,
+	CallSetxattr:        5,
+	CallLsetxattr:       6,
+	CallFsetxattr:       7,
+	CallSetxattrat:      463,
+	CallRemovexattr:     14,
+	CallLremovexattr:    15,
+	CallFremovexattr:    16,
+	CallRemovexattrat:   466,
+	CallFileSetattr:     469,
+	CallBind:            200,
+	CallNameToHandleAt:  264,
+	CallOpenByHandleAt:  265,
+	CallMount:           40,
+	CallUmount2:         39,
+	CallPivotRoot:       41,
+	CallChroot:          51,
+	CallOpenTree:        428,
+	CallOpenTreeAttr:    467,
+	CallMoveMount:       429,
+	CallFsopen:          430,
+	CallFsconfig:        431,
+	CallFsmount:         432,
+	CallFspick:          433,
+	CallMountSetattr:    442,
+	CallUnshare:         97,
+	CallSetns:           268,
+	CallClone:           220,
+	CallClone3:          435,
+	CallIoUringSetup:    425,
+	CallIoUringEnter:    426,
+	CallIoUringRegister: 427,
+}
