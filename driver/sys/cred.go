@@ -77,7 +77,7 @@ func DropAllThreads() error {
 	hdr := &unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var none [2]unix.CapUserData
 	_, _, e := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(hdr)), uintptr(unsafe.Pointer(&none[0])), 0)
-	if e != 0 {
+	if e != 0 && e != unix.ENOTSUP { // ENOTSUP: a binary with cgo, as the race detector needs it
 		return fmt.Errorf("capset on all threads: %w", e)
 	}
 	return nil
@@ -101,16 +101,11 @@ func IgnoreSignalsAsInit() {
 		case unix.SIGKILL, unix.SIGSTOP, unix.SIGCHLD, unix.SIGURG:
 			continue
 		}
+		var old [4]uint64
+		unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(s), 0, uintptr(unsafe.Pointer(&old)), 8, 0, 0)
+		if old[0] == 1 { // SIG_IGN, inherited (nohup): the command inherits it too
+			continue
+		}
 		unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(s), uintptr(unsafe.Pointer(&dfl)), 0, 8, 0, 0)
-	}
-}
-
-// RaiseNoFile raises the soft limit of open descriptors to the hard one: the
-// supervisor holds one for each boxed process.
-func RaiseNoFile() {
-	var l unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_NOFILE, &l) == nil && l.Cur < l.Max {
-		l.Cur = l.Max
-		unix.Setrlimit(unix.RLIMIT_NOFILE, &l)
 	}
 }

@@ -3,6 +3,7 @@ package sys
 import (
 	"fmt"
 	"os"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -118,3 +119,13 @@ const (
 	MagicOverlay = unix.OVERLAYFS_SUPER_MAGIC
 	MagicNFS     = unix.NFS_SUPER_MAGIC
 )
+
+// Umask sets the file mode creation mask and returns the one before.
+func Umask(m int) int { return unix.Umask(m) }
+
+// SetName names the calling thread in /proc and ps.
+func SetName(name string) {
+	var b [16]byte
+	copy(b[:15], name)
+	unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&b[0])), 0, 0, 0)
+}

@@ -116,7 +116,7 @@ func afterFork()
 //go:linkname afterForkInChild syscall.runtime_AfterForkInChild
 func afterForkInChild()
 
-// SpawnJoined starts exe in the user namespace and the others of nsFDs, which it
+// SpawnJoined starts the open file exe in the user namespace and the others of nsFDs, which it
 // joins in order, and in new namespaces ns of its own, with every capability in the
 // user namespace. files become descriptors 0, 1, 2 ... The child dies with the
 // calling thread, which must be locked.
@@ -124,12 +124,9 @@ func afterForkInChild()
 // A user namespace can only be joined by a process with one thread (setns(2)), which
 // a Go program never is: so the joining is done by a fork of this thread alone,
 // which makes nothing but raw system calls until it executes.
-func SpawnJoined(exe string, argv, env []string, files []*os.File, nsFDs []int, ns NS) (Child, error) {
+func SpawnJoined(exe *os.File, argv, env []string, files []*os.File, nsFDs []int, ns NS) (Child, error) {
 	j := joinPlan{ns: uintptr(ns), caps: KnownCaps()}
 	var err error
-	if j.exe, err = syscall.BytePtrFromString(exe); err != nil {
-		return Child{}, err
-	}
 	if j.argv, err = syscall.SlicePtrFromStrings(argv); err != nil {
 		return Child{}, err
 	}
@@ -139,6 +136,13 @@ func SpawnJoined(exe string, argv, env []string, files []*os.File, nsFDs []int, 
 	for _, fd := range nsFDs {
 		j.join = append(j.join, uintptr(fd))
 	}
+	// By descriptor: the box's /proc does not know this process.
+	exefd, err := unix.FcntlInt(exe.Fd(), unix.F_DUPFD_CLOEXEC, 64)
+	if err != nil {
+		return Child{}, fmt.Errorf("duplicate descriptor: %w", err)
+	}
+	defer unix.Close(exefd)
+	j.exe = uintptr(exefd)
 	// Copies above every target number, so that dup3 below never overwrites a source.
 	for _, f := range files {
 		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 64)
@@ -203,7 +207,8 @@ func SpawnJoined(exe string, argv, env []string, files []*os.File, nsFDs []int, 
 var joinSteps = [...]string{"start the session's init", "join the box's namespaces", "make namespaces of the session's own", "raise capabilities", "die with the parent", "pass descriptors", "execute the stage", "start a session"}
 
 type joinPlan struct {
-	exe       *byte
+	exe       uintptr
+	empty     [1]byte
 	argv, env []*byte
 	join      []uintptr
 	ns        uintptr
@@ -265,7 +270,8 @@ func forkAndJoin(j *joinPlan) (pid int, errno syscall.Errno) {
 			joinFail(j, 5, e)
 		}
 	}
-	_, _, e = syscall.RawSyscall(unix.SYS_EXECVE, uintptr(unsafe.Pointer(j.exe)), uintptr(unsafe.Pointer(&j.argv[0])), uintptr(unsafe.Pointer(&j.env[0])))
+	_, _, e = syscall.RawSyscall6(unix.SYS_EXECVEAT, j.exe, uintptr(unsafe.Pointer(&j.empty)),
+		uintptr(unsafe.Pointer(&j.argv[0])), uintptr(unsafe.Pointer(&j.env[0])), unix.AT_EMPTY_PATH, 0)
 	joinFail(j, 6, e)
 	return 0, 0
 }

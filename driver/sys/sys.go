@@ -304,3 +304,6 @@ func MapShared(f *os.File, size int) ([]uint64, func() error, error) {
 	}
 	return unsafe.Slice((*uint64)(unsafe.Pointer(&b[0])), size/8), func() error { return unix.Munmap(b) }, nil
 }
+
+// SignalName returns the symbolic name of a signal ("SIGKILL"), or "".
+func SignalName(s syscall.Signal) string { return unix.SignalName(s) }

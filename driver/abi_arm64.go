@@ -1,0 +1,4 @@
+package driver
+
+// oNofollow differs by architecture (asm/fcntl.h).
+const oNofollow = 0x8000

@@ -1,0 +1,159 @@
+package driver
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/sandglass/sandglass/driver/sys"
+)
+
+// changed knows what the box itself has changed, so that the log can tell a read of
+// the real file from a read of the box's own. Every change passes the supervisor
+// before it happens and is put into a Bloom filter, which all sessions of the box
+// share through a mapped file: constant memory whatever the box does, and no false
+// "unchanged". A hit is checked against the upper layer, which is the truth.
+type changed struct {
+	words  []uint64
+	unmap  func() error
+	layers []layer // longest path first
+	fds    []int   // of their upper directories
+}
+
+const (
+	filterBytes = 1 << 20 // 8 Mi bits: at 500,000 changed paths one read in twenty is checked for nothing
+	filterHash  = 4
+)
+
+// openChanged opens the box's filter, filling a new one from the upper layers.
+func openChanged(b boxDir, layers []layer) (*changed, error) {
+	file := b.at("run", "changed")
+	f, err := os.OpenFile(file, os.O_RDWR, 0o600)
+	fill := errors.Is(err, fs.ErrNotExist)
+	if fill {
+		f, err = os.OpenFile(file, os.O_RDWR|os.O_CREATE, 0o600)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if fi, err := f.Stat(); err != nil || fi.Size() != filterBytes {
+		fill = true
+		if err := f.Truncate(filterBytes); err != nil {
+			return nil, fmt.Errorf("make the filter of changed paths: %w", err)
+		}
+	}
+	c := &changed{layers: layers}
+	if c.words, c.unmap, err = sys.MapShared(f, filterBytes); err != nil {
+		return nil, err
+	}
+	for _, l := range layers {
+		fd, err := sys.OpenPath(-1, b.upper(l), syscall.O_DIRECTORY)
+		if err != nil {
+			c.close()
+			return nil, fmt.Errorf("open %s: %w", b.upper(l), err)
+		}
+		c.fds = append(c.fds, fd)
+	}
+	if fill {
+		for _, l := range layers {
+			up := b.upper(l)
+			filepath.WalkDir(up, func(p string, d fs.DirEntry, err error) error {
+				if p != up {
+					c.set(hashPath(path.Join(l.Path, p[len(up):])))
+				}
+				return nil
+			})
+		}
+	}
+	return c, nil
+}
+
+func (c *changed) close() {
+	for _, fd := range c.fds {
+		sys.CloseFD(fd)
+	}
+	if c.unmap != nil {
+		c.unmap()
+	}
+}
+
+// FNV-1a, 64 bits.
+const (
+	fnvOffset = 14695981039346656037
+	fnvPrime  = 1099511628211
+)
+
+func hashPath(p string) uint64 {
+	h := uint64(fnvOffset)
+	for i := range len(p) {
+		h = (h ^ uint64(p[i])) * fnvPrime
+	}
+	return h
+}
+
+// hashTree is the key under which a whole subtree counts as changed.
+func hashTree(h uint64) uint64 { return (h ^ 0) * fnvPrime }
+
+func (c *changed) set(h uint64) {
+	for i := range uint64(filterHash) {
+		bit := (h + i*(h>>32|1)) % (filterBytes * 8)
+		atomic.OrUint64(&c.words[bit/64], 1<<(bit%64))
+	}
+}
+
+func (c *changed) has(h uint64) bool {
+	for i := range uint64(filterHash) {
+		bit := (h + i*(h>>32|1)) % (filterBytes * 8)
+		if atomic.LoadUint64(&c.words[bit/64])&(1<<(bit%64)) == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// mark notes that the box is about to change p, and with it the directory it is in.
+func (c *changed) mark(p string) {
+	c.set(hashPath(p))
+	c.set(hashPath(path.Dir(p)))
+}
+
+// markTree notes that p, with all below it, is about to be the box's: it is renamed
+// there.
+func (c *changed) markTree(p string) {
+	c.mark(p)
+	c.set(hashTree(hashPath(p)))
+}
+
+// is says whether what p names is the box's own: in its upper layer, as itself or as
+// a whiteout.
+func (c *changed) is(p string) bool {
+	h, hit := uint64(fnvOffset), false
+	for i := range len(p) {
+		if p[i] == '/' && i > 0 && c.has(hashTree(h)) {
+			hit = true
+			break
+		}
+		h = (h ^ uint64(p[i])) * fnvPrime
+	}
+	if !hit && !c.has(h) && !c.has(hashTree(h)) {
+		return false
+	}
+	for i, l := range c.layers {
+		if under(p, l.Path) {
+			rel := strings.TrimPrefix(p[len(strings.TrimSuffix(l.Path, "/")):], "/")
+			if rel == "" {
+				return false // the layer's root is always there
+			}
+			_, _, err := sys.Lstat(c.fds[i], rel)
+			return err == nil
+		}
+	}
+	return false
+}

@@ -1,0 +1,302 @@
+package driver
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/driver/sys"
+)
+
+// proc is one process of the box.
+type proc struct {
+	tgid  int // outside
+	pid   int // in the box
+	id    core.ProcID
+	exe   string
+	tids  []uint32 // of its threads that were seen, the leader's included
+	pidfd int      // -1 when it could not be opened
+	// stale: it has tried to execute since exe was read
+	stale bool
+	// ended: its exit is in the log
+	ended bool
+	init  bool // the stage itself: nothing of it is logged
+}
+
+// processes is the table of the session's processes. A process gets into it with its
+// first trapped call - at the latest its exit_group(2) - or when a child of it does;
+// it gets out when its pidfd says that it is dead. One that is killed before its
+// first trapped call is not seen.
+type processes struct {
+	mu     sync.Mutex
+	byTID  map[uint32]*proc
+	byPID  map[int]*proc // by thread group id, outside
+	byFD   map[int]*proc // by pidfd
+	used   map[int]int   // by pid in the box: how often it was used before
+	poller *sys.Poller
+	emit   func(*core.Operation)
+	done   chan struct{}
+}
+
+func newProcesses(emit func(*core.Operation)) (*processes, error) {
+	p, err := sys.NewPoller()
+	if err != nil {
+		return nil, err
+	}
+	t := &processes{byTID: map[uint32]*proc{}, byPID: map[int]*proc{}, byFD: map[int]*proc{}, used: map[int]int{},
+		poller: p, emit: emit, done: make(chan struct{})}
+	go t.watch()
+	return t, nil
+}
+
+// of returns the process of thread tid, seeing it for the first time if need be, or
+// nil when it is gone.
+func (t *processes) of(tid uint32, now time.Time) *proc {
+	t.mu.Lock()
+	p := t.byTID[tid]
+	if p == nil {
+		p = t.see(tid, now, 0)
+	}
+	t.mu.Unlock()
+	if p != nil && p.stale && !p.init {
+		p.exe, p.stale = readExe(p.tgid), false
+	}
+	return p
+}
+
+func readExe(tgid int) string {
+	exe, err := os.Readlink("/proc/" + strconv.Itoa(tgid) + "/exe")
+	if err != nil {
+		return ""
+	}
+	return exe
+}
+
+// maxAncestors bounds how many unseen ancestors of a process are looked up at once.
+const maxAncestors = 64
+
+// see adds thread tid and, when it is new, its process; before it those of its
+// ancestors that have not been seen.
+func (t *processes) see(tid uint32, now time.Time, depth int) *proc {
+	st, ok := readStatus(int(tid))
+	if !ok || st.inner == 0 {
+		return nil
+	}
+	if p := t.byPID[st.tgid]; p != nil {
+		t.byTID[tid] = p
+		p.tids = append(p.tids, tid)
+		return p
+	}
+	parent := t.byPID[st.ppid]
+	if parent == nil && st.inner != 1 && st.ppid != 0 && depth < maxAncestors {
+		parent = t.see(uint32(st.ppid), now, depth+1)
+	}
+	p := &proc{tgid: st.tgid, pid: st.inner, tids: []uint32{tid}, pidfd: -1, init: st.inner == 1}
+	t.byTID[tid], t.byPID[st.tgid] = p, p
+	if p.init {
+		return p
+	}
+	n := t.used[p.pid]
+	t.used[p.pid] = n + 1
+	p.id = core.ProcID(strconv.Itoa(p.pid))
+	if n > 0 {
+		p.id += core.ProcID("." + strconv.Itoa(n))
+	}
+	p.exe = readExe(p.tgid)
+	if parent == nil || parent.init {
+		p.exe = stageName // made by the box's init, and about to execute the command
+	}
+	op := &core.Operation{Time: now, PID: p.pid, Proc: p.id, Exe: p.exe, Surface: core.ProcessLife, Action: core.ActStart,
+		Target: p.exe, Verdict: core.Redirected, Outcome: core.Performed, Rule: "pid namespace"}
+	if parent != nil && !parent.init {
+		op.Detail = core.Detail{"ppid": strconv.Itoa(parent.pid), "pproc": string(parent.id)}
+	}
+	if fd, err := sys.PidfdOpen(p.tgid); err == nil {
+		p.pidfd = fd
+		t.byFD[fd] = p
+		if t.poller.Add(fd) != nil {
+			t.unwatch(p)
+		}
+	}
+	t.emit(op)
+	return p
+}
+
+func (t *processes) unwatch(p *proc) {
+	if p.pidfd >= 0 {
+		delete(t.byFD, p.pidfd)
+		sys.CloseFD(p.pidfd)
+		p.pidfd = -1
+	}
+}
+
+// forget takes p out of the table.
+func (t *processes) forget(p *proc) {
+	for _, tid := range p.tids {
+		if t.byTID[tid] == p {
+			delete(t.byTID, tid)
+		}
+	}
+	if t.byPID[p.tgid] == p {
+		delete(t.byPID, p.tgid)
+	}
+	t.unwatch(p)
+}
+
+// threadGone forgets one thread: it exits, or p executes and loses all but one.
+func (t *processes) threadGone(p *proc, tid uint32) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if tid == uint32(p.tgid) {
+		return
+	}
+	delete(t.byTID, tid)
+	for i, x := range p.tids {
+		if x == tid {
+			p.tids = append(p.tids[:i], p.tids[i+1:]...)
+			break
+		}
+	}
+}
+
+// executes notes that p is about to execute: its other threads will be gone, the one
+// that calls takes the leader's id (execve(2)), and exe is to be read again.
+func (t *processes) executes(p *proc) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p.stale = true
+	if len(p.tids) == 1 && p.tids[0] == uint32(p.tgid) {
+		return
+	}
+	for _, x := range p.tids {
+		delete(t.byTID, x)
+	}
+	p.tids = append(p.tids[:0], uint32(p.tgid))
+	t.byTID[uint32(p.tgid)] = p
+}
+
+// exits logs p's exit_group.
+func (t *processes) exits(p *proc, code int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p.ended || p.init {
+		return
+	}
+	p.ended = true
+	t.emit(exitOp(p, core.Attempted, core.Detail{"code": strconv.Itoa(code)}))
+	if p.pidfd < 0 {
+		t.forget(p)
+	}
+}
+
+func exitOp(p *proc, o core.Outcome, d core.Detail) *core.Operation {
+	return &core.Operation{PID: p.pid, Proc: p.id, Exe: p.exe, Surface: core.ProcessLife, Action: core.ActExit,
+		Target: p.exe, Verdict: core.Redirected, Outcome: o, Rule: "pid namespace", Detail: d}
+}
+
+// watch waits for processes to die.
+func (t *processes) watch() {
+	defer close(t.done)
+	var buf []int
+	for {
+		buf = t.poller.Wait(buf)
+		if buf == nil {
+			return
+		}
+		for _, fd := range buf {
+			t.mu.Lock()
+			if p := t.byFD[fd]; p != nil {
+				t.died(p)
+			}
+			t.mu.Unlock()
+		}
+	}
+}
+
+func (t *processes) died(p *proc) {
+	if !p.ended {
+		p.ended = true
+		d := core.Detail{}
+		if ws, ok := sys.ExitOf(p.pidfd); ok {
+			if ws.Signaled() {
+				d["signal"] = signalName(ws.Signal())
+			} else {
+				d["code"] = strconv.Itoa(ws.ExitStatus())
+			}
+		}
+		t.emit(exitOp(p, core.Performed, d))
+	}
+	t.forget(p)
+}
+
+// close ends the watching once every process of the session is dead, and logs the
+// ends that it has not seen yet.
+func (t *processes) close() {
+	t.poller.Stop()
+	<-t.done
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, p := range t.byPID {
+		if p.init {
+			continue
+		}
+		t.died(p)
+	}
+	t.poller.Close()
+}
+
+func signalName(s syscall.Signal) string {
+	if n := sys.SignalName(s); n != "" {
+		return n
+	}
+	return fmt.Sprintf("SIG%d", int(s))
+}
+
+type status struct {
+	tgid, ppid int // outside
+	inner      int // the thread group's id in the innermost PID namespace; 0: not in a box
+}
+
+// readStatus reads /proc/TID/status (proc_pid_status(5)).
+func readStatus(tid int) (st status, ok bool) {
+	f, err := os.Open("/proc/" + strconv.Itoa(tid) + "/status")
+	if err != nil {
+		return st, false
+	}
+	var buf [2048]byte // the lines wanted are among the first; Name is escaped and short
+	n, err := f.Read(buf[:])
+	f.Close()
+	if err != nil {
+		return st, false
+	}
+	for line := range bytes.Lines(buf[:n]) {
+		key, val, found := bytes.Cut(line, []byte(":\t"))
+		if !found {
+			continue
+		}
+		switch string(key) {
+		case "Tgid":
+			st.tgid = atoi(val)
+		case "PPid":
+			st.ppid = atoi(val)
+		case "NStgid":
+			if ids := bytes.Fields(val); len(ids) > 1 {
+				st.inner = atoi(ids[len(ids)-1])
+			}
+		}
+	}
+	return st, st.tgid > 0
+}
+
+func atoi(b []byte) int {
+	n, err := strconv.Atoi(string(bytes.TrimSpace(b)))
+	if err != nil {
+		return 0
+	}
+	return n
+}

@@ -1,0 +1,541 @@
+package driver
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/driver/sys"
+)
+
+// Options say what runs in which box.
+type Options struct {
+	// BoxDir is the box's folder. The driver makes and owns layers, mnt and run in it.
+	BoxDir string
+	// Hide lists absolute paths that no box may see: the state folder. They are masked
+	// wherever they can be reached from.
+	Hide []string
+	// Session has ID, Box, Command, Policy, Observe and Net filled in.
+	Session core.Session
+	Policy  *core.Policy
+	// Dir is the working directory in the box; "" is the caller's.
+	Dir string
+	// Env is the command's environment, before the driver takes out what points at
+	// outside sockets.
+	Env []string
+	// Stdin, Stdout and Stderr are the command's. A terminal is replaced by a
+	// pseudo-terminal of the box, a file or socket by a pipe.
+	Stdin, Stdout, Stderr *os.File
+	// Log is called with each operation, in order, from one goroutine. It owns what it
+	// gets only until it returns. While it blocks the box goes on until about 32,000
+	// operations wait, then waits too. An error ends the box.
+	Log func(*core.Operation) error
+}
+
+// Run runs a command in a box and returns its exit code as a shell would: 128+N for
+// signal N, 127 when it was not found, 126 when it could not be executed. An error
+// means that the sandbox itself failed. When ctx ends, the session is killed.
+func Run(ctx context.Context, o Options) (code int, err error) {
+	type result struct {
+		code int
+		err  error
+	}
+	c := make(chan result, 1)
+	go func() {
+		// The stage dies with the thread that made it (PR_SET_PDEATHSIG), and the
+		// same thread serves it: so the thread lives as long as the session. It is not
+		// unlocked: it ends with this goroutine.
+		runtime.LockOSThread()
+		r := run{o: o, b: boxDir(o.BoxDir)}
+		code, err := r.run(ctx)
+		c <- result{code, err}
+	}()
+	r := <-c
+	return r.code, r.err
+}
+
+type run struct {
+	o       Options
+	b       boxDir
+	steps   []planStep
+	layers  []layer
+	child   sys.Child
+	control *os.File
+	journal *journal
+	ref     *os.File
+	joined  bool
+}
+
+func (r *run) run(ctx context.Context) (code int, err error) {
+	o := &r.o
+	if len(o.Session.Command) == 0 {
+		return 125, errors.New("no command to run")
+	}
+	if o.Dir == "" {
+		if o.Dir, err = os.Getwd(); err != nil {
+			return 125, fmt.Errorf("working directory: %w", err)
+		}
+	}
+	lock, err := r.b.lock()
+	if err != nil {
+		return 125, err
+	}
+	unlock := func() {
+		if lock != nil {
+			lock.Close()
+			lock = nil
+		}
+	}
+	defer unlock()
+
+	term, err := newTerminal(o.Stdin, o.Stdout, o.Stderr)
+	if err != nil {
+		return 125, err
+	}
+	defer term.close()
+
+	if err := r.start(term); err != nil {
+		return 125, err
+	}
+	defer sys.CloseFD(r.child.Pidfd)
+	defer r.control.Close()
+	reaped := false
+	defer func() {
+		if !reaped {
+			sys.PidfdKill(r.child.Pidfd, syscall.SIGKILL)
+			r.child.Wait()
+		}
+	}()
+	stop := context.AfterFunc(ctx, func() { sys.PidfdKill(r.child.Pidfd, syscall.SIGKILL) })
+	defer stop()
+
+	m, err := receive(r.control)
+	if err != nil {
+		return 125, fmt.Errorf("the box's init died: %w", err)
+	}
+	if m.Op == "failed" {
+		return m.Code, stageError(m)
+	}
+	if m.Op != "ready" {
+		return 125, fmt.Errorf("unexpected answer %q of the box's init", m.Op)
+	}
+	s, err := r.supervisor(m)
+	if err != nil {
+		return 125, err
+	}
+	defer sys.CloseFD(s.paths.root)
+	defer s.changed.close()
+	if m.PTY >= 0 {
+		fd, err := sys.PidfdGetfd(r.child.Pidfd, m.PTY)
+		if err != nil {
+			return 125, fmt.Errorf("take the box's terminal: %w", err)
+		}
+		if err := term.attach(fd); err != nil {
+			return 125, err
+		}
+	}
+	r.ref, err = r.b.register(SessionRef{ID: o.Session.ID, Supervisor: os.Getpid(), Init: r.child.PID})
+	if err != nil {
+		return 125, err
+	}
+	defer func() {
+		os.Remove(r.ref.Name())
+		r.ref.Close()
+	}()
+	unlock()
+
+	r.journal = s.journal
+	r.begin(m, s, term)
+	ended := make(chan stageMsg, 1)
+	go r.listen(term, ended)
+	signals := r.forward(term)
+	if err := send(r.control, stageMsg{Op: "go"}); err != nil {
+		return 125, fmt.Errorf("start the box: %w", err)
+	}
+	failed := make(chan struct{})
+	go func() { // a log that fails ends the box
+		<-s.journal.done
+		if s.journal.failed() != nil {
+			sys.PidfdKill(r.child.Pidfd, syscall.SIGKILL)
+		}
+		close(failed)
+	}()
+	s.serve() // until no process is left
+	s.l.Close()
+	ws, werr := r.child.Wait()
+	reaped = true
+	signal.Stop(signals)
+	close(signals)
+	s.procs.close()
+	end := <-ended
+	term.finish()
+
+	switch {
+	case end.Op == "failed":
+		code = end.Code
+		if code == 125 {
+			err = stageError(end)
+		} else {
+			err = &CommandError{Code: code, Why: end.Why}
+		}
+	case end.Op == "exit":
+		st := syscall.WaitStatus(end.Status)
+		code = st.ExitStatus()
+		if st.Signaled() {
+			code = 128 + int(st.Signal())
+		}
+	case ctx.Err() != nil:
+		code, err = 137, nil
+	default:
+		code, err = 125, fmt.Errorf("the box's init died: %s %w", waitText(ws), werr)
+	}
+	s.journal.add(&core.Operation{Surface: core.SandboxLifecycle, Action: core.ActEnd, Target: strings.Join(o.Session.Command, " "),
+		Verdict: core.Allowed, Outcome: core.Performed, Rule: "supervisor", Detail: core.Detail{"code": strconv.Itoa(code)}})
+	if jerr := s.journal.close(); jerr != nil {
+		return 125, fmt.Errorf("write the log: %w", jerr)
+	}
+	<-failed
+	return code, err
+}
+
+// CommandError says why the command itself could not be run: exit code 126 or 127.
+type CommandError struct {
+	Code int
+	Why  string
+}
+
+func (e *CommandError) Error() string { return e.Why }
+
+func stageError(m stageMsg) error {
+	err := errors.New(m.Why)
+	if m.Hint == "" {
+		return err
+	}
+	return core.Hint(err, strings.Split(m.Hint, "\n")...)
+}
+
+func waitText(ws syscall.WaitStatus) string {
+	if ws.Signaled() {
+		return "killed by " + signalName(ws.Signal())
+	}
+	return "exit code " + strconv.Itoa(ws.ExitStatus())
+}
+
+// start makes the stage: in new namespaces, or in those of the box when a session
+// already runs in it.
+func (r *run) start(term *terminal) error {
+	refs, err := r.b.running()
+	if err != nil {
+		return err
+	}
+	if err := r.plan(); err != nil {
+		return err
+	}
+	control, theirs, err := sys.Socketpair()
+	if err != nil {
+		return err
+	}
+	defer theirs.Close()
+	cfgR, cfgW, err := os.Pipe()
+	if err != nil {
+		control.Close()
+		return fmt.Errorf("pipe: %w", err)
+	}
+	defer cfgR.Close()
+	files := []*os.File{term.child[0], term.child[1], term.child[2], theirs, cfgR}
+	env := []string{"GODEBUG=asyncpreemptoff=1"}
+	argv := []string{stageName}
+
+	cfg := r.config(term)
+	for _, ref := range refs {
+		// The session may be about to end: then the next, or a box of our own.
+		var fds []int
+		for _, n := range []string{"user", "mnt", "ipc", "uts", "net", "cgroup"} {
+			fd, err := syscall.Open(fmt.Sprintf("/proc/%d/ns/%s", ref.Init, n), syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+			if err != nil {
+				break
+			}
+			fds = append(fds, fd)
+		}
+		if len(fds) == 6 {
+			var exe *os.File
+			if exe, err = os.Open(sys.SelfExe()); err == nil {
+				r.child, err = sys.SpawnJoined(exe, argv, env, files, fds, sys.NewPID|sys.NewMount)
+				exe.Close()
+			}
+			r.joined = err == nil
+		}
+		for _, fd := range fds {
+			syscall.Close(fd)
+		}
+		if r.joined {
+			break
+		}
+	}
+	if !r.joined {
+		var large []string
+		if r.layers, large, err = r.b.prepare(r.steps); err == nil {
+			cfg.Large = large
+			err = r.fillMounts(&cfg)
+		}
+		if err == nil {
+			ns := sys.AllNS
+			if r.o.Session.Net == core.NetHost {
+				ns &^= sys.NewNet
+			}
+			r.child, err = sys.SpawnIn(sys.SelfExe(), argv, env, files, ns)
+			err = spawnHint(err)
+		}
+	} else if r.layers, err = r.b.layers(); err == nil {
+		sort.SliceStable(r.layers, func(i, j int) bool { return len(r.layers[i].Path) > len(r.layers[j].Path) })
+	}
+	if err != nil {
+		control.Close()
+		cfgW.Close()
+		return err
+	}
+	cfg.Join = r.joined
+	r.control = control
+	term.started()
+	go func() {
+		json.NewEncoder(cfgW).Encode(cfg) // a stage that died reads no more: seen on the control socket
+		cfgW.Close()
+	}()
+	return nil
+}
+
+// spawnHint says what to do about a kernel that makes no user namespaces.
+func spawnHint(err error) error {
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("make the box's namespaces: %w", err)
+	var hints []string
+	for _, c := range usernsSettings {
+		if v, e := os.ReadFile(c.file); e == nil && strings.TrimSpace(string(v)) == c.bad {
+			hints = append(hints, c.hint)
+		}
+	}
+	if len(hints) == 0 && (errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.ENOSPC)) {
+		hints = append(hints, "this user may not make user namespaces; `sandglass doctor` says more")
+	}
+	return core.Hint(err, hints...)
+}
+
+var usernsSettings = []struct{ file, bad, hint string }{
+	{"/proc/sys/kernel/unprivileged_userns_clone", "0", "user namespaces are off for ordinary users: sudo sysctl kernel.unprivileged_userns_clone=1"},
+	{"/proc/sys/user/max_user_namespaces", "0", "user namespaces are off: sudo sysctl user.max_user_namespaces=15000"},
+	{"/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "AppArmor restricts user namespaces: sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0, or load a profile that allows `userns` for sandglass"},
+}
+
+// plan works out the box's view.
+func (r *run) plan() error {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	all, err := parseMountinfo(f)
+	if err != nil {
+		return err
+	}
+	ls, err := r.b.layers()
+	if err != nil {
+		return err
+	}
+	var splits []string
+	for _, l := range ls {
+		splits = append(splits, l.Path)
+	}
+	hide := make([]string, len(r.o.Hide))
+	for i, h := range r.o.Hide {
+		if hide[i], err = filepath.EvalSymlinks(h); err != nil {
+			return fmt.Errorf("state folder: %w", err)
+		}
+	}
+	r.o.Hide = hide
+	r.steps, err = planMounts(visibleMounts(all), splits, hide, func(d string) ([]string, error) {
+		ents, err := os.ReadDir(d)
+		if errors.Is(err, os.ErrPermission) || errors.Is(err, os.ErrNotExist) {
+			return nil, nil
+		}
+		var names []string
+		for _, e := range ents {
+			if e.IsDir() {
+				names = append(names, e.Name())
+			}
+		}
+		return names, err
+	})
+	return err
+}
+
+func (r *run) fillMounts(cfg *stageConfig) error {
+	byPath := map[string]layer{}
+	for _, l := range r.layers {
+		byPath[l.Path] = l
+	}
+	for _, s := range r.steps {
+		m := stageMount{planStep: s}
+		switch s.Kind {
+		case stepOverlay, stepFrame:
+			l, ok := byPath[s.Path]
+			if !ok {
+				return fmt.Errorf("no layer for %s", s.Path)
+			}
+			m.Lower, m.Upper, m.Work = s.Path, r.b.upper(l), r.b.work(l)
+			if s.Kind == stepFrame {
+				m.Lower = r.b.frame(l)
+			}
+		}
+		m.Points = nil
+		cfg.Steps = append(cfg.Steps, m)
+	}
+	return nil
+}
+
+func (r *run) config(term *terminal) stageConfig {
+	uid := strconv.Itoa(os.Getuid())
+	cfg := stageConfig{
+		Root: r.b.at("mnt"), OwnNet: r.o.Session.Net != core.NetHost,
+		RunDirs: map[string]os.FileMode{"/lock": 0o777 | os.ModeSticky, "/user": 0o755, "/user/" + uid: 0o700},
+		TTY:     term.tty, Front: term.front, Size: term.size, Term: term.attr,
+		Argv: r.o.Session.Command, Env: scrubEnv(r.o.Env), Dir: r.o.Dir, Observe: r.o.Session.Observe,
+	}
+	// Names are looked up by way of a file in the real /run where a resolver keeps it.
+	if p, err := filepath.EvalSymlinks("/etc/resolv.conf"); err == nil && under(p, "/run") && r.o.Session.Net == core.NetHost {
+		if data, err := os.ReadFile(p); err == nil {
+			cfg.RunData = map[string][]byte{strings.TrimPrefix(p, "/run"): data}
+		}
+	}
+	return cfg
+}
+
+// supervisor takes the listener over and sets the supervisor up.
+func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
+	fd, err := sys.PidfdGetfd(r.child.Pidfd, ready.Listener)
+	if err != nil {
+		return nil, fmt.Errorf("take the filter's listener: %w", err)
+	}
+	s := &supervisor{policy: r.o.Policy, hide: hiddenPaths(r.steps)}
+	s.l, s.sync = sys.NewListener(fd)
+	s.steps = slices.Clone(r.steps)
+	sort.SliceStable(s.steps, func(i, j int) bool { return len(s.steps[i].Path) > len(s.steps[j].Path) })
+	root, err := sys.OpenPath(-1, fmt.Sprintf("/proc/%d/root", r.child.PID), syscall.O_DIRECTORY)
+	if err != nil {
+		return nil, fmt.Errorf("open the box's root: %w", err)
+	}
+	s.paths = newResolver(root)
+	if s.changed, err = openChanged(r.b, r.layers); err != nil {
+		return nil, err
+	}
+	s.journal = newJournal(r.o.Session, r.o.Log)
+	if s.procs, err = newProcesses(s.journal.add); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func hiddenPaths(steps []planStep) (ps []string) {
+	for _, s := range steps {
+		if s.Kind == stepMask && s.Why == hideReason {
+			ps = append(ps, s.Path)
+		}
+	}
+	return ps
+}
+
+func (r *run) begin(m stageMsg, s *supervisor, term *terminal) {
+	o := &r.o
+	d := core.Detail{
+		"policy": o.Policy.Name, "observe": string(o.Session.Observe), "net": string(o.Session.Net), "dir": o.Dir,
+		"stdin": term.kinds[0], "stdout": term.kinds[1], "stderr": term.kinds[2],
+		"sync_wake_up": strconv.FormatBool(s.sync), "wait_killable": strconv.FormatBool(m.Killable),
+		"joined": strconv.FormatBool(r.joined),
+	}
+	if len(m.Masked) > 0 {
+		d["masked"] = core.Shorten(strings.Join(m.Masked, ", "), 4096)
+	}
+	r.journal.add(&core.Operation{Surface: core.SandboxLifecycle, Action: core.ActBegin, Target: strings.Join(o.Session.Command, " "),
+		Verdict: core.Allowed, Outcome: core.Performed, Rule: "supervisor", Leak: o.Session.Net == core.NetHost, Detail: d})
+}
+
+// listen reads what the stage says until it ends.
+func (r *run) listen(term *terminal, ended chan<- stageMsg) {
+	var last stageMsg
+	for {
+		m, err := receive(r.control)
+		if err != nil {
+			ended <- last
+			return
+		}
+		switch m.Op {
+		case "exit", "failed":
+			last = m
+		case "stopped":
+			if term.stopped(syscall.Signal(m.Signal)) {
+				send(r.control, stageMsg{Op: "foreground"})
+			}
+		}
+	}
+}
+
+// forward passes the signals of the caller on to the command.
+func (r *run) forward(term *terminal) chan os.Signal {
+	c := make(chan os.Signal, 16)
+	signal.Notify(c, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH)
+	go func() {
+		for s := range c {
+			if s == syscall.SIGWINCH {
+				term.resize()
+				continue
+			}
+			send(r.control, stageMsg{Op: "signal", Signal: int(s.(syscall.Signal))})
+		}
+	}()
+	return c
+}
+
+// scrubEnv takes out of an environment what points at sockets and agents outside.
+func scrubEnv(env []string) []string {
+	var out []string
+	for _, e := range env {
+		name, _, _ := strings.Cut(e, "=")
+		if !outsideVar(name) {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+var outsideVars = func() map[string]bool {
+	m := map[string]bool{}
+	for n := range strings.FieldsSeq(`
+		DBUS_SESSION_BUS_ADDRESS DBUS_SYSTEM_BUS_ADDRESS DBUS_STARTER_ADDRESS DBUS_STARTER_BUS_TYPE
+		SSH_AUTH_SOCK SSH_AGENT_PID SSH_CONNECTION SSH_CLIENT SSH_TTY GPG_AGENT_INFO GPG_TTY GNOME_KEYRING_CONTROL GNOME_KEYRING_PID
+		DISPLAY XAUTHORITY WAYLAND_DISPLAY WAYLAND_SOCKET WINDOWID SESSION_MANAGER DESKTOP_STARTUP_ID XDG_ACTIVATION_TOKEN
+		AT_SPI_BUS_ADDRESS IBUS_ADDRESS PULSE_SERVER PULSE_COOKIE PIPEWIRE_REMOTE PIPEWIRE_RUNTIME_DIR
+		TMUX TMUX_PANE STY DOCKER_HOST CONTAINER_HOST PODMAN_HOST NOTIFY_SOCKET LISTEN_FDS LISTEN_PID LISTEN_FDNAMES
+		WATCHDOG_PID WATCHDOG_USEC JOURNAL_STREAM INVOCATION_ID MAINPID MANAGERPID SYSTEMD_EXEC_PID CREDENTIALS_DIRECTORY
+		I3SOCK SWAYSOCK HYPRLAND_INSTANCE_SIGNATURE NIRI_SOCKET KITTY_LISTEN_ON ALACRITTY_SOCKET WEZTERM_UNIX_SOCKET
+		NVIM NVIM_LISTEN_ADDRESS VIM_SERVERNAME EMACS_SOCKET_NAME VSCODE_IPC_HOOK VSCODE_IPC_HOOK_CLI VSCODE_GIT_IPC_HANDLE
+		CUPS_SERVER MAKEFLAGS_JOBSERVER_FD KRB5CCNAME`) {
+		m[n] = true
+	}
+	return m
+}()
+
+func outsideVar(name string) bool {
+	return outsideVars[name] || strings.HasPrefix(name, "SANDGLASS_") || strings.HasPrefix(name, "SYSTEMD_")
+}

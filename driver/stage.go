@@ -1,0 +1,493 @@
+package driver
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/driver/sys"
+)
+
+// The supervisor and the stage speak over a pair of sequenced-packet sockets, one JSON
+// message a packet:
+//
+//	supervisor                                stage (PID 1 of the session's namespaces)
+//	   | -- stageConfig, through a pipe -------> |  mounts, pivot_root, devices
+//	   |                                         |  drops privileges for good
+//	   |                                         |  installs the filter on one thread
+//	   | <- ready {listener, pty} -------------- |
+//	   |  takes both with pidfd_getfd            |
+//	   |  serves the listener                    |
+//	   | -- go --------------------------------> |  closes its copies; starts the command
+//	   |                                         |  from that thread
+//	   | <- started | failed {code, why} ------- |
+//	   | -- signal {n} | foreground -----------> |
+//	   | <- stopped {signal} | exit {status} --- |  reaps; ends when the command ends
+//
+// The descriptor is fetched, not sent: a trapped sendmsg would wait for an answer from
+// a supervisor that does not listen yet.
+type stageMsg struct {
+	Op       string `json:"op"`
+	Listener int    `json:"listener,omitempty"`
+	PTY      int    `json:"pty,omitempty"`
+	Killable bool   `json:"killable,omitempty"`
+	Masked   []string
+	Code     int    `json:"code,omitempty"`
+	Why      string `json:"why,omitempty"`
+	Hint     string `json:"hint,omitempty"`
+	Signal   int    `json:"signal,omitempty"`
+	Status   uint32 `json:"status,omitempty"`
+}
+
+// stageConfig is everything that the stage needs to know.
+type stageConfig struct {
+	Root    string // where the box's root is put together
+	Steps   []stageMount
+	Large   []string // files of frames that are bound, read-only
+	Join    bool     // the box's mounts exist already
+	OwnNet  bool
+	RunDirs map[string]fs.FileMode // directories of the box's own /run
+	RunData map[string][]byte      // files of it
+	TTY     [3]bool                // which of stdin, stdout, stderr are the box's terminal
+	Front   bool                   // the command starts in the terminal's foreground
+	Size    *sys.Winsize
+	Term    *sys.Termios
+	Argv    []string
+	Env     []string
+	Dir     string
+	Observe core.Observe
+}
+
+type stageMount struct {
+	planStep
+	Lower, Upper, Work string
+}
+
+// stageName is what the re-exec'd child is called, by which it knows what it is.
+const stageName = "sandglass-init"
+
+// descriptors of the stage
+const (
+	stageControl = 3
+	stageConfigs = 4
+)
+
+// Stage is the re-exec'd child of [Run]: PID 1 of a session. It must be called before
+// anything else in main and in TestMain; in any other process it returns at once, in
+// the child never.
+func Stage() {
+	if len(os.Args) != 1 || os.Args[0] != stageName || os.Getpid() != 1 {
+		return
+	}
+	control := os.NewFile(stageControl, "control")
+	syscall.CloseOnExec(stageControl)
+	syscall.CloseOnExec(stageConfigs)
+	if err := sys.DieWithParent(); err != nil {
+		stageFail(control, err)
+	}
+	if err := sys.SetUndumpable(); err != nil {
+		stageFail(control, err)
+	}
+	sys.SetName(stageName)
+	var cfg stageConfig
+	in := os.NewFile(stageConfigs, "configuration")
+	if err := json.NewDecoder(in).Decode(&cfg); err != nil {
+		stageFail(control, fmt.Errorf("read the stage's configuration: %w", err))
+	}
+	in.Close()
+	s := &stage{cfg: cfg, control: control}
+	runtime.LockOSThread() // the filter and the privileges are this thread's
+	if err := s.run(); err != nil {
+		stageFail(control, err)
+	}
+	os.Exit(0)
+}
+
+func stageFail(control *os.File, err error) {
+	send(control, stageMsg{Op: "failed", Code: 125, Why: err.Error(), Hint: strings.Join(core.Hints(err), "\n")})
+	os.Exit(125)
+}
+
+func send(control *os.File, m stageMsg) error {
+	b, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	_, err = control.Write(b)
+	return err
+}
+
+func receive(control *os.File) (m stageMsg, err error) {
+	buf := make([]byte, 1<<16)
+	n, err := control.Read(buf)
+	if err == nil && n == 0 {
+		err = io.EOF
+	}
+	if err != nil {
+		return m, err
+	}
+	return m, json.Unmarshal(buf[:n], &m)
+}
+
+type stage struct {
+	cfg     stageConfig
+	control *os.File
+	masked  []string
+	pid     int
+	tty     *os.File
+}
+
+func (s *stage) run() error {
+	umask := sys.Umask(0)
+	var err error
+	if s.cfg.Join {
+		// The namespace is a copy of the box's; only /proc must show the session's own.
+		if err = sys.Detach("/proc"); err == nil {
+			err = sys.Mount("proc", "/proc", "proc", sys.NoSuid|sys.NoDev|sys.NoExec, "")
+		}
+	} else {
+		err = s.build()
+	}
+	if err != nil {
+		return err
+	}
+	sys.Umask(umask)
+	if err := os.Chdir(s.cfg.Dir); err != nil {
+		return core.Hint(fmt.Errorf("working directory in the box: %w", err), "choose another with --dir")
+	}
+	var master *os.File
+	if s.cfg.Term != nil {
+		if master, s.tty, err = sys.OpenPTY(); err != nil {
+			return err
+		}
+		sys.SetTermattr(s.tty.Fd(), s.cfg.Term)
+		if s.cfg.Size != nil {
+			sys.SetWinsize(s.tty.Fd(), s.cfg.Size)
+		}
+		if err := sys.MakeControlling(s.tty.Fd()); err != nil {
+			return fmt.Errorf("make the pty the controlling terminal: %w", err)
+		}
+	}
+	if err := sys.DropForGood(); err != nil {
+		return err
+	}
+	if err := sys.DropAllThreads(); err != nil {
+		return err
+	}
+	sys.IgnoreSignalsAsInit() // only now: the runtime needed a signal to reach all threads
+	listener, killable, err := sys.InstallFilter(filterProgram(sys.NativeArch(), s.cfg.Observe))
+	if err != nil {
+		return err
+	}
+	ready := stageMsg{Op: "ready", Listener: listener, Killable: killable, Masked: s.masked, PTY: -1}
+	if master != nil {
+		ready.PTY = int(master.Fd())
+	}
+	if err := send(s.control, ready); err != nil {
+		return err
+	}
+	if m, err := receive(s.control); err != nil || m.Op != "go" {
+		os.Exit(125) // the supervisor is gone
+	}
+	sys.CloseFD(listener)
+	if master != nil {
+		master.Close()
+	}
+	return s.start()
+}
+
+// start runs the command from the filtered thread and stays with it to its end.
+func (s *stage) start() error {
+	exe, code, err := lookPath(s.cfg.Argv[0], s.cfg.Env)
+	if err == nil {
+		files := []uintptr{0, 1, 2}
+		for i := range files {
+			if s.cfg.TTY[i] {
+				files[i] = s.tty.Fd()
+			}
+		}
+		attr := &syscall.ProcAttr{Env: s.cfg.Env, Files: files, Sys: &syscall.SysProcAttr{Setpgid: true}}
+		if s.tty != nil && s.cfg.Front {
+			attr.Sys.Foreground, attr.Sys.Ctty = true, int(s.tty.Fd())
+		}
+		s.pid, err = syscall.ForkExec(exe, s.cfg.Argv, attr)
+		code = 126
+		if errors.Is(err, syscall.ENOENT) {
+			code = 127
+		}
+	}
+	if err != nil {
+		send(s.control, stageMsg{Op: "failed", Code: code, Why: fmt.Sprintf("%s: %v", core.Shorten(s.cfg.Argv[0], 200), err)})
+		os.Exit(code)
+	}
+	if err := send(s.control, stageMsg{Op: "started"}); err != nil {
+		return err
+	}
+	// The box must not find the supervisor's descriptors in its init.
+	for fd := uintptr(0); fd < 3; fd++ {
+		if null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0); err == nil {
+			syscall.Dup3(int(null.Fd()), int(fd), 0)
+			null.Close()
+		}
+	}
+	go s.obey()
+	for {
+		pid, ws, err := sys.Wait4Any()
+		if err != nil {
+			return fmt.Errorf("wait for the command: %w", err)
+		}
+		if pid != s.pid {
+			continue // an orphan, reaped
+		}
+		if ws.Stopped() {
+			send(s.control, stageMsg{Op: "stopped", Signal: int(ws.StopSignal())})
+			continue
+		}
+		if err := send(s.control, stageMsg{Op: "exit", Status: uint32(ws)}); err != nil {
+			os.Exit(125)
+		}
+		return nil // the end of PID 1 ends all that is left
+	}
+}
+
+// obey carries out what the supervisor sends. When the supervisor is gone, so is the box.
+func (s *stage) obey() {
+	for {
+		m, err := receive(s.control)
+		if err != nil {
+			os.Exit(125)
+		}
+		switch m.Op {
+		case "signal":
+			syscall.Kill(-s.pid, syscall.Signal(m.Signal))
+		case "foreground":
+			if s.tty != nil {
+				sys.SetForeground(s.tty.Fd(), s.pid)
+			}
+			syscall.Kill(-s.pid, syscall.SIGCONT)
+		}
+	}
+}
+
+// lookPath finds the command as execvp(3) would, and the exit code for a failure.
+func lookPath(name string, env []string) (exe string, code int, err error) {
+	try := func(p string) (int, error) {
+		fi, err := os.Stat(p)
+		switch {
+		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR):
+			return 127, errors.New("command not found")
+		case err != nil:
+			return 126, errors.Unwrap(err)
+		case fi.IsDir():
+			return 126, errors.New("is a directory")
+		case sys.AccessBits(p)&1 == 0 && fi.Mode()&fs.ModeSymlink == 0 && fi.Mode().Perm()&0o111 == 0:
+			return 126, errors.New("permission denied")
+		}
+		return 0, nil
+	}
+	if name == "" {
+		return "", 127, errors.New("command not found")
+	}
+	if strings.Contains(name, "/") {
+		code, err := try(name)
+		return name, code, err
+	}
+	dirs := "/usr/local/bin:/usr/bin:/bin"
+	for _, e := range env {
+		if v, ok := strings.CutPrefix(e, "PATH="); ok {
+			dirs = v
+		}
+	}
+	code, err = 127, errors.New("command not found")
+	for dir := range strings.SplitSeq(dirs, ":") {
+		if dir == "" {
+			dir = "."
+		}
+		p := dir + "/" + name
+		c, e := try(p)
+		if e == nil {
+			return p, 0, nil
+		}
+		if c == 126 {
+			code, err = c, e
+		}
+	}
+	return "", code, err
+}
+
+// build makes the box's view and moves into it.
+func (s *stage) build() error {
+	if err := sys.Mount("", "/", "", sys.Rec|sys.Private, ""); err != nil {
+		return err
+	}
+	for _, m := range s.cfg.Steps {
+		if err := s.mount(m); err != nil {
+			return err
+		}
+	}
+	root := s.cfg.Root
+	for _, f := range s.cfg.Large {
+		if err := sys.BindReadOnly(f, root+f, false); err != nil {
+			return err
+		}
+	}
+	if err := sys.Mount("proc", root+"/proc", "proc", sys.NoSuid|sys.NoDev|sys.NoExec, ""); err != nil {
+		return core.Hint(err, "a fresh /proc needs one outside with nothing mounted over its parts (fs/namespace.c, mount_too_revealing)",
+			"in a container, run it with an unmasked /proc (docker: --security-opt systempaths=unconfined)")
+	}
+	if err := s.buildSys(root + "/sys"); err != nil {
+		return err
+	}
+	if err := s.buildDev(root + "/dev"); err != nil {
+		return err
+	}
+	if err := s.buildRun(root + "/run"); err != nil {
+		return err
+	}
+	if err := sys.PivotInto(root); err != nil {
+		return err
+	}
+	if s.cfg.OwnNet {
+		return sys.LoopbackUp()
+	}
+	return nil
+}
+
+func (s *stage) mount(m stageMount) error {
+	target := s.cfg.Root + strings.TrimSuffix(m.Path, "/")
+	switch m.Kind {
+	case stepOverlay, stepFrame:
+		err := mountOverlay(m, target)
+		if m.Path == "/" || err == nil {
+			if err != nil {
+				err = core.Hint(err, "the state folder must be on a local file system with extended attributes, not on an overlay: set SANDGLASS_HOME")
+			}
+			return err
+		}
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) && !canReach(m.Lower) {
+			return nil // not reachable by this user outside either
+		}
+		m.Why = err.Error()
+		fallthrough // what cannot be overlaid is not passed
+	case stepMask:
+		if _, err := os.Lstat(target); errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+			return nil // not in the box's view
+		}
+		s.masked = append(s.masked, m.Path+" ("+m.Why+")")
+		if fi, err := os.Stat(target); err == nil && !fi.IsDir() {
+			return sys.BindReadOnly("/dev/null", target, false)
+		}
+		mode := "mode=0555"
+		if m.Why == hideReason {
+			mode = "mode=0000"
+		}
+		return sys.Mount("masked", target, "tmpfs", sys.RdOnly|sys.NoSuid|sys.NoDev|sys.NoExec, mode+",size=4k,nr_inodes=2")
+	case stepImage:
+		return sys.BindReadOnly(m.Path, target, false)
+	}
+	return fmt.Errorf("plan: unknown step %q", m.Kind)
+}
+
+func canReach(dir string) bool { _, err := os.Lstat(dir); return err == nil }
+
+// mountOverlay mounts one overlay. Its directories are named by descriptor, which
+// spares the escaping of ':' and ',' in mount options and their limit of a page.
+func mountOverlay(m stageMount, target string) error {
+	var fds [3]int
+	for i, d := range []string{m.Lower, m.Upper, m.Work} {
+		fd, err := sys.OpenPath(-1, d, syscall.O_DIRECTORY)
+		if err != nil {
+			return fmt.Errorf("open %s: %w", d, err)
+		}
+		defer sys.CloseFD(fd)
+		fds[i] = fd
+	}
+	flags := sys.NoDev
+	if m.ReadOnly {
+		flags |= sys.RdOnly
+	}
+	opts := fmt.Sprintf("lowerdir=/proc/self/fd/%d,upperdir=/proc/self/fd/%d,workdir=/proc/self/fd/%d,userxattr", fds[0], fds[1], fds[2])
+	return sys.Mount("box", target, "overlay", flags, opts)
+}
+
+func (s *stage) buildSys(target string) error {
+	if s.cfg.OwnNet {
+		if sys.Mount("sysfs", target, "sysfs", sys.RdOnly|sys.NoSuid|sys.NoDev|sys.NoExec, "") == nil {
+			return nil
+		}
+	}
+	// Without a network namespace of its own the box may not mount a sysfs: a
+	// read-only copy of the caller's view.
+	if err := sys.BindReadOnly("/sys", target, true); err != nil {
+		s.masked = append(s.masked, "/sys ("+err.Error()+")")
+		return sys.Mount("masked", target, "tmpfs", sys.RdOnly|sys.NoSuid|sys.NoDev|sys.NoExec, "size=4k,nr_inodes=2")
+	}
+	return nil
+}
+
+func (s *stage) buildDev(target string) error {
+	if err := sys.Mount("dev", target, "tmpfs", sys.NoSuid|sys.NoExec, "mode=0755,size=1m,nr_inodes=4k"); err != nil {
+		return err
+	}
+	for _, n := range []string{"null", "zero", "full", "random", "urandom", "tty"} {
+		p := filepath.Join(target, n)
+		if err := os.WriteFile(p, nil, 0o666); err != nil {
+			return err
+		}
+		if err := sys.BindReadOnly("/dev/"+n, p, false); err != nil { // chmod of the real node: EROFS
+			return err
+		}
+	}
+	for _, l := range [][2]string{{"/proc/self/fd", "fd"}, {"/proc/self/fd/0", "stdin"}, {"/proc/self/fd/1", "stdout"},
+		{"/proc/self/fd/2", "stderr"}, {"pts/ptmx", "ptmx"}} {
+		if err := os.Symlink(l[0], filepath.Join(target, l[1])); err != nil {
+			return err
+		}
+	}
+	for _, m := range []struct{ name, fstype, opts string }{
+		{"pts", "devpts", "newinstance,ptmxmode=0666,mode=0620"},
+		{"shm", "tmpfs", "mode=1777"},
+		{"mqueue", "mqueue", ""},
+	} {
+		p := filepath.Join(target, m.name)
+		if err := os.Mkdir(p, 0o755); err != nil {
+			return err
+		}
+		if err := sys.Mount(m.name, p, m.fstype, sys.NoSuid|sys.NoExec, m.opts); err != nil && m.name != "mqueue" {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *stage) buildRun(target string) error {
+	if err := sys.Mount("run", target, "tmpfs", sys.NoSuid|sys.NoDev, "mode=0755,size=25%"); err != nil {
+		return err
+	}
+	for d, mode := range s.cfg.RunDirs {
+		if err := os.MkdirAll(target+d, 0o755); err != nil {
+			return err
+		}
+		if err := os.Chmod(target+d, mode); err != nil {
+			return err
+		}
+	}
+	for f, data := range s.cfg.RunData {
+		if err := os.MkdirAll(target+path.Dir(f), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(target+f, data, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
