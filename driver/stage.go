@@ -150,10 +150,10 @@ func (s *stage) run() error {
 	umask := sys.Umask(0)
 	var err error
 	if s.cfg.Join {
-		// The namespace is a copy of the box's; only /proc must show the session's own.
-		if err = sys.Detach("/proc"); err == nil {
-			err = sys.Mount("proc", "/proc", "proc", sys.NoSuid|sys.NoDev|sys.NoExec, "")
-		}
+		// The namespace is a copy of the box's; only /proc must show the session's own
+		// processes. It goes on top of the other, without which the kernel would not let
+		// a user namespace mount one (fs/namespace.c, mnt_already_visible).
+		err = sys.Mount("proc", "/proc", "proc", sys.NoSuid|sys.NoDev|sys.NoExec, "")
 	} else {
 		err = s.build()
 	}

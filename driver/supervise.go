@@ -80,12 +80,16 @@ func (j *journal) write(log func(*core.Operation) error) {
 	for {
 		<-j.wake
 		// A little rest lets operations gather; one that must not wait wakes us again.
-		timer.Reset(journalRest)
-		select {
-		case <-timer.C:
-		case <-j.wake:
-		}
 		j.mu.Lock()
+		if !j.closed {
+			j.mu.Unlock()
+			timer.Reset(journalRest)
+			select {
+			case <-timer.C:
+			case <-j.wake:
+			}
+			j.mu.Lock()
+		}
 		batch, closed := j.buf, j.closed
 		j.buf = spare[:0]
 		j.room.Broadcast()

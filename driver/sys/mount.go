@@ -49,9 +49,6 @@ func BindReadOnly(source, target string, deep bool) error {
 	return nil
 }
 
-// Detach takes the mount at target, and all below it, out of the tree.
-func Detach(target string) error { return unix.Unmount(target, unix.MNT_DETACH) }
-
 // PivotInto makes dir the root of the mount namespace and detaches the old root.
 func PivotInto(dir string) error {
 	if err := unix.Chdir(dir); err != nil {
