@@ -317,7 +317,7 @@ func lookPath(name string, env []string) (exe string, code int, err error) {
 		if e == nil {
 			return p, 0, nil
 		}
-		if c == 126 {
+		if _, serr := os.Stat(p); c == 126 && serr == nil { // found, and of no use; a folder that cannot be searched is passed over
 			code, err = c, e
 		}
 	}

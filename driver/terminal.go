@@ -31,6 +31,7 @@ type terminal struct {
 
 	mu      sync.Mutex
 	raw     bool
+	had     bool          // the command has had the keys before
 	readers chan struct{} // 1 deep: the right to read the caller's terminal
 
 	ours   []*os.File // closed once the stage has its copies
@@ -203,6 +204,12 @@ func (t *terminal) takeKeys() {
 		if a, err := sys.Termattr(fd); err == nil {
 			t.attr = a // the shell may have changed it while we were stopped
 		}
+		if !t.had && !t.front {
+			// Started in the background, when the shell had the terminal set up for its
+			// own line editor: now it is as a command finds it.
+			withFD(t.master, func(m uintptr) { sys.SetTermattr(m, t.attr) })
+		}
+		t.had = true
 		sys.SetTermattr(fd, sys.Raw(t.attr))
 	})
 	t.raw = true
