@@ -342,7 +342,18 @@ func DecodeBatch(body []byte) (*Batch, error) {
 	return b, nil
 }
 
-func (d *decoder) batch() *Batch {
+// decodeHead reads a batch up to its first sequence number, which costs nothing beside
+// the rest.
+func decodeHead(body []byte) (*Batch, error) {
+	d := decoder{b: body}
+	b := d.names()
+	if d.err != nil {
+		return nil, fmt.Errorf("decode batch: %w", d.err)
+	}
+	return b, nil
+}
+
+func (d *decoder) names() *Batch {
 	d.array(9)
 	b := &Batch{Version: int(d.uint(math.MaxInt32))}
 	if d.err == nil && b.Version != Version {
@@ -355,6 +366,11 @@ func (d *decoder) batch() *Batch {
 	if b.First == 0 {
 		d.fail("sequence number 0")
 	}
+	return b
+}
+
+func (d *decoder) batch() *Batch {
+	b := d.names()
 	if prev := d.bytes(majorBytes, len(b.Prev)); copy(b.Prev[:], prev) != len(b.Prev) {
 		d.fail("hash of %d bytes", len(prev))
 	}
