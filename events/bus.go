@@ -2,10 +2,12 @@ package events
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"sync"
 	"time"
 
+	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats.go"
 
 	"github.com/sandglass/sandglass/core"
@@ -33,6 +35,33 @@ func (d socketDialer) Dial(string, string) (c net.Conn, err error) {
 	return c, err
 }
 
+// localURL stands for the embedded server. It is an address, and comes with the option
+// SkipHostLookup: the name of a host would be asked of the DNS, custom dialer or not.
+const localURL = "nats://127.0.0.1"
+
+// Connect connects to the bus with all rights over the streams: to the server at url, with
+// the credentials in the file creds, or to the embedded one of the state folder, which
+// another process may run, when url is "". The connection mends itself.
+func Connect(home, url, creds string) (*nats.Conn, error) {
+	opts := []nats.Option{nats.Name("sandglass"), nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort(), nats.ReconnectWait(100 * time.Millisecond),
+		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})}
+	if url == "" {
+		url = localURL
+		userJWT, seed, err := mint(home, "owner", func(*jwt.UserClaims) {})
+		if err != nil {
+			return nil, err
+		}
+		opts = append(opts, nats.SetCustomDialer(socketDialer{home}), nats.SkipHostLookup(), nats.UserJWTAndSeed(userJWT, seed))
+	} else if creds != "" {
+		opts = append(opts, nats.UserCredentials(creds))
+	}
+	nc, err := nats.Connect(url, opts...)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the event bus: %w", err)
+	}
+	return nc, nil
+}
+
 // dialBus makes a connection that mends itself for ever, also when there is no server yet:
 // to the server at url, with the credentials in the file creds, or to the embedded one of
 // the state folder when url is "". It returns after the first attempt, or when ctx ends.
@@ -54,12 +83,12 @@ func dialBus(ctx context.Context, home, url, creds string, s core.Session) (*bus
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}), // a publish without an answer is tried again
 	}
 	if url == "" {
-		url = "nats://in-process"
+		url = localURL
 		userJWT, seed, err := MintSessionCreds(home, s)
 		if err != nil {
 			return nil, err
 		}
-		opts = append(opts, nats.SetCustomDialer(socketDialer{home}), nats.UserJWTAndSeed(userJWT, seed))
+		opts = append(opts, nats.SetCustomDialer(socketDialer{home}), nats.SkipHostLookup(), nats.UserJWTAndSeed(userJWT, seed))
 	} else if creds != "" {
 		opts = append(opts, nats.UserCredentials(creds))
 	}

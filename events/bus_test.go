@@ -515,7 +515,7 @@ func TestConsumeStopsAtWhatItDoesNotKnow(t *testing.T) {
 func TestConsumeSurvivesTheServersAbsence(t *testing.T) {
 	home, s := t.TempDir(), session(1)
 	d := startDaemon(t, home)
-	nc, err := nats.Connect("nats://in-process", credsOf(t, home, func(*testUser) {}), nats.SetCustomDialer(socketDialer{home}), nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))
+	nc, err := Connect(home, "", "")
 	if err != nil {
 		t.Fatal(err)
 	}

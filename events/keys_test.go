@@ -7,23 +7,10 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats.go"
 
 	"github.com/sandglass/sandglass/core"
 )
-
-type testUser = jwt.UserClaims
-
-// credsOf makes credentials on the embedded server of home with any permissions.
-func credsOf(t testing.TB, home string, permit func(*testUser)) nats.Option {
-	t.Helper()
-	userJWT, seed, err := mint(home, "test", permit)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return nats.UserJWTAndSeed(userJWT, seed)
-}
 
 // connectAs connects through the socket with a session's credentials. What the server
 // refuses arrives in the channel.
@@ -34,7 +21,7 @@ func connectAs(t *testing.T, home string, s core.Session) (*nats.Conn, <-chan er
 		t.Fatal(err)
 	}
 	refused := make(chan error, 10)
-	nc, err := nats.Connect("nats://in-process", nats.UserJWTAndSeed(userJWT, seed), nats.SetCustomDialer(socketDialer{home}), nats.CustomInboxPrefix(inboxPrefix(s.ID)),
+	nc, err := nats.Connect(localURL, nats.SkipHostLookup(), nats.UserJWTAndSeed(userJWT, seed), nats.SetCustomDialer(socketDialer{home}), nats.CustomInboxPrefix(inboxPrefix(s.ID)),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { refused <- err }))
 	if err != nil {
 		t.Fatal(err)
@@ -151,7 +138,7 @@ func TestTheServerRefusesStrangers(t *testing.T) {
 		"somebody with a known token": nats.Token("token"),
 	} {
 		t.Run(name, func(t *testing.T) {
-			nc, err := nats.Connect("nats://in-process", opt, nats.SetCustomDialer(socketDialer{home}))
+			nc, err := nats.Connect(localURL, nats.SkipHostLookup(), opt, nats.SetCustomDialer(socketDialer{home}))
 			if err == nil { // the error may also be that of a write after the server hung up
 				nc.Close()
 				t.Error("the server took it")

@@ -51,7 +51,7 @@ type Life struct {
 
 // Limits of a [Life].
 const (
-	maxLife    = 256 << 10
+	maxLife    = 900 << 10 // a command that JSON has to escape is several times as long
 	maxCommand = 64 << 10
 )
 

@@ -20,7 +20,7 @@ import (
 //	segment = "SGSPOOL1" marker[8] record*
 //	record  = marker[8] length[4] crc[4] kind[1] time[8] count[2] payload[length]
 //
-// Numbers are little-endian. crc is CRC-32C over all but marker and itself. time is that
+// Numbers are little-endian. crc is CRC-32C over all but itself. time is that
 // of a batch's last operation, in nanoseconds since 1970, and count how many it has. marker is
 // drawn at random for each spool: whoever looks for the next whole record behind a damaged
 // one looks for it, and a box, whose bytes fill the payloads, does not know it and cannot
@@ -125,7 +125,7 @@ func sealRecord(buf []byte, m marker, k kind, time int64, count int) {
 	buf[16] = byte(k)
 	binary.LittleEndian.PutUint64(buf[17:], uint64(time))
 	binary.LittleEndian.PutUint16(buf[25:], uint16(count))
-	crc := crc32.Update(crc32.Checksum(buf[8:12], castagnoli), castagnoli, buf[16:])
+	crc := crc32.Update(crc32.Checksum(buf[:12], castagnoli), castagnoli, buf[16:])
 	binary.LittleEndian.PutUint32(buf[12:], crc)
 }
 
@@ -169,7 +169,7 @@ func readRecord(f io.ReaderAt, off, size int64, m marker, buf []byte) (rawRecord
 	if _, err := f.ReadAt(payload, off+recordHead); err != nil {
 		return rawRecord{}, err
 	}
-	crc := crc32.Update(crc32.Update(crc32.Checksum(head[8:12], castagnoli), castagnoli, head[16:]), castagnoli, payload)
+	crc := crc32.Update(crc32.Update(crc32.Checksum(head[:12], castagnoli), castagnoli, head[16:]), castagnoli, payload)
 	if crc != binary.LittleEndian.Uint32(head[12:]) {
 		return rawRecord{}, fmt.Errorf("%w: checksum", errDamaged)
 	}

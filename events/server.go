@@ -193,7 +193,7 @@ func (s *Server) Connect() (*nats.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	nc, err := nats.Connect("nats://in-process", nats.Name("daemon"), nats.InProcessServer(s.nats), nats.UserJWTAndSeed(userJWT, seed),
+	nc, err := nats.Connect(localURL, nats.SkipHostLookup(), nats.Name("daemon"), nats.InProcessServer(s.nats), nats.UserJWTAndSeed(userJWT, seed),
 		nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond),
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})) // the default prints; what matters comes back from calls
 	if err != nil {

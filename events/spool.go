@@ -279,10 +279,13 @@ func (r *reader) open() error {
 		f.Close()
 		return err
 	}
-	// Each record repeats the marker, so that a damaged head costs nothing.
+	// The first record repeats the marker, so that a damaged head costs nothing: its own
+	// is right when it fits its checksum.
 	r.marker = marker(head[len(segMagic):segHead])
-	if n == len(head) && string(head[:len(segMagic)]) != segMagic {
-		r.marker = marker(head[segHead:])
+	if info, err := f.Stat(); err == nil && n == len(head) && r.marker != marker(head[segHead:]) {
+		if _, err := readRecord(f, segHead, info.Size(), marker(head[segHead:]), nil); err == nil {
+			r.marker = marker(head[segHead:])
+		}
 	}
 	r.f = f
 	r.at.off = max(r.at.off, segHead)
