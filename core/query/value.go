@@ -33,7 +33,7 @@ func (p *parser) value(f Field, list bool) (v rawValue, err error) {
 		}
 		writeGlob(&b, home)
 	}
-	quoted, star := false, false
+	quoted, starred := false, -1 // starred: how long the glob was just after a star
 	for !p.end() {
 		switch c := p.next(); {
 		case isSpace(c), c == ')', c == ',' && list:
@@ -41,23 +41,24 @@ func (p *parser) value(f Field, list bool) (v rawValue, err error) {
 		case c == '(':
 			return v, p.fail(p.at, `a "(" stands inside a value`, `quote it, or put a space before it`)
 		case c == '"':
-			quoted, star = true, false
+			quoted = true
 			if err := p.quoted(&b); err != nil {
 				return v, err
 			}
 			continue
 		case c == '\\':
-			star = false
 			if err := p.escape(&b); err != nil {
 				return v, err
 			}
 			continue
 		default:
 			v.wild = v.wild || c == '*' || c == '?'
-			if c != '*' || !star { // several in a row mean what one means
+			if c != '*' || starred != b.Len() { // several in a row mean what one means
 				b.WriteByte(c)
 			}
-			star = c == '*'
+			if c == '*' {
+				starred = b.Len()
+			}
 			p.at++
 		}
 	}
