@@ -40,16 +40,26 @@ type processes struct {
 	used   map[int]int   // by pid in the box: how often it was used before
 	poller *sys.Poller
 	emit   func(*core.Operation)
+	ending chan struct{} // closed by close
 	done   chan struct{}
+	ns     int // descriptor of the session's PID namespace
+	name   []byte
+	link   [maxPath]byte
 }
 
-func newProcesses(emit func(*core.Operation)) (*processes, error) {
+// newProcesses makes the table for the session whose PID namespace init is in.
+func newProcesses(init int, emit func(*core.Operation)) (*processes, error) {
+	ns, err := syscall.Open(fmt.Sprintf("/proc/%d/ns/pid", init), syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open the session's PID namespace: %w", err)
+	}
 	p, err := sys.NewPoller()
 	if err != nil {
+		syscall.Close(ns)
 		return nil, err
 	}
 	t := &processes{byTID: map[uint32]*proc{}, byPID: map[int]*proc{}, byFD: map[int]*proc{}, used: map[int]int{},
-		poller: p, emit: emit, done: make(chan struct{})}
+		poller: p, emit: emit, done: make(chan struct{}), ending: make(chan struct{}), ns: ns}
 	go t.watch()
 	return t, nil
 }
@@ -58,24 +68,29 @@ func newProcesses(emit func(*core.Operation)) (*processes, error) {
 // nil when it is gone.
 func (t *processes) of(tid uint32, now time.Time) *proc {
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	p := t.byTID[tid]
 	if p == nil {
 		p = t.see(tid, now, 0)
 	}
-	t.mu.Unlock()
 	if p != nil && p.stale && !p.init {
-		p.exe, p.stale = readExe(p.tgid), false
+		p.exe, p.stale = t.readExe(p.tgid), false
 	}
 	return p
 }
 
-func readExe(tgid int) string {
-	exe, err := os.Readlink("/proc/" + strconv.Itoa(tgid) + "/exe")
-	if err != nil {
+// readExe reads what a process executes, "" when it is gone.
+func (t *processes) readExe(tgid int) string {
+	b := append(strconv.AppendInt(append(t.name[:0], "/proc/"...), int64(tgid), 10), "/exe\x00"...)
+	t.name = b
+	n, e := sys.ReadlinkAt(-1, b, t.link[:])
+	if e != 0 {
 		return ""
 	}
-	return exe
+	return string(t.link[:n])
 }
+
+const deathRest = 20 * time.Millisecond
 
 // maxAncestors bounds how many unseen ancestors of a process are looked up at once.
 const maxAncestors = 64
@@ -83,48 +98,77 @@ const maxAncestors = 64
 // see adds thread tid and, when it is new, its process; before it those of its
 // ancestors that have not been seen.
 func (t *processes) see(tid uint32, now time.Time, depth int) *proc {
-	st, ok := readStatus(int(tid))
-	if !ok || st.inner == 0 {
+	st, pidfd, ok := t.identify(int(tid))
+	if !ok || st.Inner == 0 {
 		return nil
 	}
-	if p := t.byPID[st.tgid]; p != nil {
+	if p := t.byPID[st.TGID]; p != nil {
+		if pidfd >= 0 {
+			sys.CloseFD(pidfd)
+		}
 		t.byTID[tid] = p
 		p.tids = append(p.tids, tid)
 		return p
 	}
-	parent := t.byPID[st.ppid]
-	if parent == nil && st.inner != 1 && st.ppid != 0 && depth < maxAncestors {
-		parent = t.see(uint32(st.ppid), now, depth+1)
-	}
-	p := &proc{tgid: st.tgid, pid: st.inner, tids: []uint32{tid}, pidfd: -1, init: st.inner == 1}
-	t.byTID[tid], t.byPID[st.tgid] = p, p
+	p := &proc{tgid: st.TGID, pid: st.Inner, tids: []uint32{tid}, pidfd: -1, init: st.Inner == 1}
 	if p.init {
+		if pidfd >= 0 {
+			sys.CloseFD(pidfd)
+		}
+		t.byTID[tid], t.byPID[st.TGID] = p, p
 		return p
 	}
+	parent := t.byPID[st.PPID]
+	if parent == nil && st.PPID != 0 && depth < maxAncestors {
+		parent = t.see(uint32(st.PPID), now, depth+1)
+	}
+	t.byTID[tid], t.byPID[st.TGID] = p, p
 	n := t.used[p.pid]
 	t.used[p.pid] = n + 1
 	p.id = core.ProcID(strconv.Itoa(p.pid))
 	if n > 0 {
 		p.id += core.ProcID("." + strconv.Itoa(n))
 	}
-	p.exe = readExe(p.tgid)
-	if parent == nil || parent.init {
+	switch {
+	case parent == nil || parent.init:
 		p.exe = stageName // made by the box's init, and about to execute the command
+	case parent.stale || parent.exe == "":
+		p.exe = t.readExe(p.tgid)
+	default:
+		p.exe = parent.exe // a fork executes what its parent does
 	}
 	op := &core.Operation{Time: now, PID: p.pid, Proc: p.id, Exe: p.exe, Surface: core.ProcessLife, Action: core.ActStart,
 		Target: p.exe, Verdict: core.Redirected, Outcome: core.Performed, Rule: "pid namespace"}
 	if parent != nil && !parent.init {
 		op.Detail = core.Detail{"ppid": strconv.Itoa(parent.pid), "pproc": string(parent.id)}
 	}
-	if fd, err := sys.PidfdOpen(p.tgid); err == nil {
-		p.pidfd = fd
-		t.byFD[fd] = p
-		if t.poller.Add(fd) != nil {
+	if pidfd < 0 {
+		if fd, err := sys.PidfdOpen(p.tgid); err == nil {
+			pidfd = fd
+		}
+	}
+	if pidfd >= 0 {
+		p.pidfd = pidfd
+		t.byFD[pidfd] = p
+		if t.poller.Add(pidfd) != nil {
 			t.unwatch(p)
 		}
 	}
 	t.emit(op)
 	return p
+}
+
+// identify finds out who thread tid is. For the leader of a group the pidfd is
+// returned as well, for the caller to close.
+func (t *processes) identify(tid int) (id sys.Identity, pidfd int, ok bool) {
+	if fd, err := sys.PidfdOpen(tid); err == nil {
+		if id, e := sys.Identify(fd, t.ns, tid); e == 0 {
+			return id, fd, true
+		}
+		sys.CloseFD(fd)
+	}
+	id, ok = readStatus(tid)
+	return id, -1, ok
 }
 
 func (t *processes) unwatch(p *proc) {
@@ -208,6 +252,12 @@ func (t *processes) watch() {
 		if buf == nil {
 			return
 		}
+		// Deaths in a row are taken together: a wake-up for each would cost a short
+		// process more than all its trapped calls.
+		select {
+		case <-t.ending:
+		case <-time.After(deathRest):
+		}
 		for _, fd := range buf {
 			t.mu.Lock()
 			if p := t.byFD[fd]; p != nil {
@@ -237,6 +287,7 @@ func (t *processes) died(p *proc) {
 // close ends the watching once every process of the session is dead, and logs the
 // ends that it has not seen yet.
 func (t *processes) close() {
+	close(t.ending)
 	t.poller.Stop()
 	<-t.done
 	t.mu.Lock()
@@ -248,6 +299,7 @@ func (t *processes) close() {
 		t.died(p)
 	}
 	t.poller.Close()
+	sys.CloseFD(t.ns)
 }
 
 func signalName(s syscall.Signal) string {
@@ -257,22 +309,17 @@ func signalName(s syscall.Signal) string {
 	return fmt.Sprintf("SIG%d", int(s))
 }
 
-type status struct {
-	tgid, ppid int // outside
-	inner      int // the thread group's id in the innermost PID namespace; 0: not in a box
-}
-
-// readStatus reads /proc/TID/status (proc_pid_status(5)).
-func readStatus(tid int) (st status, ok bool) {
+// readStatus reads /proc/TID/status (proc_pid_status(5)): the way that always works.
+func readStatus(tid int) (id sys.Identity, ok bool) {
 	f, err := os.Open("/proc/" + strconv.Itoa(tid) + "/status")
 	if err != nil {
-		return st, false
+		return id, false
 	}
 	var buf [2048]byte // the lines wanted are among the first; Name is escaped and short
 	n, err := f.Read(buf[:])
 	f.Close()
 	if err != nil {
-		return st, false
+		return id, false
 	}
 	for line := range bytes.Lines(buf[:n]) {
 		key, val, found := bytes.Cut(line, []byte(":\t"))
@@ -281,16 +328,16 @@ func readStatus(tid int) (st status, ok bool) {
 		}
 		switch string(key) {
 		case "Tgid":
-			st.tgid = atoi(val)
+			id.TGID = atoi(val)
 		case "PPid":
-			st.ppid = atoi(val)
+			id.PPID = atoi(val)
 		case "NStgid":
 			if ids := bytes.Fields(val); len(ids) > 1 {
-				st.inner = atoi(ids[len(ids)-1])
+				id.Inner = atoi(ids[len(ids)-1])
 			}
 		}
 	}
-	return st, st.tgid > 0
+	return id, id.TGID > 0
 }
 
 func atoi(b []byte) int {

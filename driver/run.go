@@ -441,7 +441,7 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 		return nil, err
 	}
 	s.journal = newJournal(r.o.Session, r.o.Log)
-	if s.procs, err = newProcesses(s.journal.add); err != nil {
+	if s.procs, err = newProcesses(r.child.PID, s.journal.add); err != nil {
 		return nil, err
 	}
 	return s, nil
