@@ -9,6 +9,7 @@ import (
 
 	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/sandglass/sandglass/core"
 )
@@ -38,6 +39,22 @@ func (d socketDialer) Dial(string, string) (c net.Conn, err error) {
 // localURL stands for the embedded server. It is an address, and comes with the option
 // SkipHostLookup: the name of a host would be asked of the DNS, custom dialer or not.
 const localURL = "nats://127.0.0.1"
+
+// Conn and JetStream are the bus's own types under names of this package, for those who
+// hand them on: NATS is imported here alone.
+type (
+	Conn      = nats.Conn
+	JetStream = jetstream.JetStream
+)
+
+// NewJetStream returns what [Streams], [Consume] and [States] work on.
+func NewJetStream(nc *Conn) (JetStream, error) {
+	js, err := jetstream.New(nc)
+	if err != nil {
+		return nil, fmt.Errorf("use the event bus: %w", err)
+	}
+	return js, nil
+}
 
 // Connect connects to the bus with all rights over the streams: to the server at url, with
 // the credentials in the file creds, or to the embedded one of the state folder, which

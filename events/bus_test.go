@@ -484,6 +484,12 @@ func TestConsumeGoesOnWhereItStopped(t *testing.T) {
 func TestConsumeStopsAtWhatItDoesNotKnow(t *testing.T) {
 	body := encode(t, sample())
 	subject := (address{testHost, testBox, testSession}).subject(StreamOps)
+	life := (address{testHost, testBox, testSession}).subject(StreamCtl)
+	const rm = `{"v":1,"kind":"box.rm","time":"2026-03-14T15:09:26Z","host":"glass","box":"web.dev"}`
+	begin, err := EncodeLife(sampleLives()["session.begin"])
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, c := range map[string]struct {
 		subject, kind string
 		body          []byte
@@ -494,6 +500,9 @@ func TestConsumeStopsAtWhatItDoesNotKnow(t *testing.T) {
 		"a body that is not one":      {subject, TypeOps, body[:20], "cut short"},
 		"a batch of another session":  {strings.Replace(subject, "01KAS", "01KAT", 1), TypeOps, body, "another session"},
 		"a life that is not its type": {subject, TypeLife, body, "decode life"},
+		"a box removed by a session":  {life, TypeLife, []byte(rm), "may not tell"},
+		"a session's end by another":  {strings.Replace(life, "01KAS", "01KAT", 1), TypeLife, begin, "may not tell"},
+		"another box's life":          {strings.Replace(life, "web", "wob", 1), TypeLife, begin, "may not tell"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := startDaemon(t, t.TempDir())

@@ -255,6 +255,11 @@ func (d *drain) finish(ctx context.Context, home string) error {
 	return nil
 }
 
+// notePrefix begins the name of a note's spool, which stands in its subject where others
+// have a session. A session's credentials are for no such subject, so that it cannot tell
+// of boxes and users.
+const notePrefix = "note-"
+
 // Note logs a fact that belongs to no session: that a box was made or removed, or that
 // somebody signed in. It goes into a spool of its own, from where the daemon publishes
 // it, now or when there is one.
@@ -275,7 +280,7 @@ func Note(home string, l Life) error {
 	if err != nil {
 		return fail(err)
 	}
-	s, err := createSpool(SpoolDir(home), core.SessionID(id.String()))
+	s, err := createSpool(SpoolDir(home), core.SessionID(notePrefix+id.String()))
 	if err != nil {
 		return fail(err)
 	}

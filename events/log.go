@@ -76,18 +76,18 @@ type Log struct {
 	stopped                               context.Context
 	hurry                                 chan struct{} // closed by Close: publish without pauses
 	tried                                 chan struct{} // the first attempt to connect is over
-	idlePub                               atomic.Bool
 	bus                                   atomic.Pointer[bus]
 
 	ackMu      sync.Mutex
 	acked      position
 	ackedMoved chan struct{}
+	saved      position // in the file; of the syncer, and of Close after it
 
 	n counters
 }
 
 type counters struct {
-	appended, batches, spooledOps, spooledBytes, published, ackedOps, ackedRecords, records, stalls, fullStalls, reconnects, retries, cut atomic.Uint64
+	appended, batches, spooledOps, spooledBytes, published, ackedOps, ackedRecords, records, stalls, fullStalls, retries, cut atomic.Uint64
 }
 
 // Stats counts what a log did so far.
@@ -128,6 +128,9 @@ func (l *Log) Stats() Stats {
 func OpenLog(o LogOptions) (*Log, error) {
 	if err := core.CheckBoxName(o.Session.Box); err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
+	}
+	if strings.HasPrefix(string(o.Session.ID), notePrefix) {
+		return nil, fmt.Errorf("open log: bad session id %q", core.Shorten(string(o.Session.ID), 80))
 	}
 	if o.SpoolDir == "" {
 		o.SpoolDir = SpoolDir(o.Home)
@@ -646,6 +649,10 @@ func (l *Log) setAcked(p position) {
 // saveAcked writes the acknowledged position to its file; see formatAcked.
 func (l *Log) saveAcked() {
 	p := l.ackedUpTo()
+	if p == l.saved {
+		return
+	}
+	l.saved = p
 	f, err := os.OpenFile(filepath.Join(l.spool.dir, ackedName), os.O_WRONLY|os.O_CREATE, 0o600)
 	if err == nil {
 		_, err = f.WriteAt(formatAcked(p), 0)

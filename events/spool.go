@@ -257,7 +257,6 @@ type reader struct {
 	at     position
 	f      *os.File
 	marker marker
-	buf    []byte
 }
 
 func (r *reader) close() {
@@ -389,8 +388,8 @@ func parseRecord(raw rawRecord, session core.SessionID) (*record, error) {
 		if err != nil {
 			return nil, err
 		}
-		if l.Session != "" && l.Session != session {
-			return nil, fmt.Errorf("a fact of session %q", core.Shorten(string(l.Session), 40))
+		if !l.belongs(session) {
+			return nil, fmt.Errorf("a fact (%s) of session %q", l.Kind, core.Shorten(string(l.Session), 40))
 		}
 		rec.life, rec.time, rec.addr = l, l.Time, address{l.Host, l.Box, session}
 	default:

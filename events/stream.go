@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -111,8 +112,15 @@ func decodeMessage(stream string, m jetstream.Msg) (Delivered, error) {
 		}
 	case TypeLife:
 		d.Life, err = DecodeLife(d.Body)
-		if err == nil && d.Life.Session != "" && (address{d.Life.Host, d.Life.Box, d.Life.Session}).subject(stream) != m.Subject() {
-			err = fmt.Errorf("it holds a fact of another session than its subject %q says", m.Subject())
+		if err == nil {
+			// The session's token is the fourth: see address.prefix. None of its bytes is escaped.
+			var session core.SessionID
+			if tokens := strings.Split(m.Subject(), "."); len(tokens) == 5 {
+				session = core.SessionID(tokens[3])
+			}
+			if (address{d.Life.Host, d.Life.Box, session}).subject(stream) != m.Subject() || !d.Life.belongs(session) {
+				err = fmt.Errorf("it holds a fact (%s) that its subject %q may not tell", d.Life.Kind, m.Subject())
+			}
 		}
 	default:
 		err = fmt.Errorf("unknown type %q", core.Shorten(kind, 80))

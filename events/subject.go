@@ -38,6 +38,15 @@ func escapeToken(s string) string {
 	return b.String()
 }
 
+// belongs says whether l may be told under that session: a session's life by the session
+// itself, any other fact by a note.
+func (l *Life) belongs(session core.SessionID) bool {
+	if l.Kind == SessionBegin || l.Kind == SessionEnd {
+		return l.Session == session && !strings.HasPrefix(string(session), notePrefix)
+	}
+	return l.Session == "" && strings.HasPrefix(string(session), notePrefix)
+}
+
 // address is whose events a subject is for.
 type address struct {
 	host, box string
