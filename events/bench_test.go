@@ -151,3 +151,25 @@ func BenchmarkOpenLog(b *testing.B) {
 	}
 
 }
+
+// BenchmarkShortSession is a whole session of ten operations with a bus: what the log
+// costs a command that does next to nothing, its stay on the disks included.
+func BenchmarkShortSession(b *testing.B) {
+	home := b.TempDir()
+	startDaemon(b, home)
+	before, n := cpu(b), 0
+	for b.Loop() {
+		s := session(n)
+		n++
+		l := openLog(b, home, s)
+		if err := l.Begin(Life{}); err != nil {
+			b.Fatal(err)
+		}
+		appendOps(b, l, s, 1, 10)
+		if err := l.End(0); err != nil {
+			b.Fatal(err)
+		}
+		closeLog(b, l)
+	}
+	b.ReportMetric(float64(cpu(b)-before)/float64(n), "cpu-ns/op")
+}
