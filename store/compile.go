@@ -40,8 +40,9 @@ type Column struct {
 	// text contains the literal in any case of its ASCII letters, and of few others:
 	// where an index of trigrams is used. The literal is UTF-8 of three characters or
 	// more, without NUL. A row whose text is not UTF-8 must pass unless the index is
-	// known to be right about it. The condition stands beside that on Expr, between
-	// Before and After.
+	// known to be right about it; let a partial index find those, for a scan of them
+	// all costs more than the trigrams save. The condition stands beside that on Expr,
+	// between Before and After.
 	Prefilter func(literal string) (cond string, args []any)
 }
 

@@ -109,6 +109,8 @@ func openOps(t testing.TB, st Storage, ops []core.Operation) *sql.DB {
 	exec(create + ")")
 	exec("CREATE TABLE words (id INTEGER PRIMARY KEY, text)")
 	exec("CREATE UNIQUE INDEX words_text ON words (text)")
+	exec("CREATE INDEX words_blob ON words (id) WHERE typeof(text) = 'blob'")
+	exec("CREATE INDEX ops_target ON ops (target_word)")
 	exec("CREATE VIRTUAL TABLE fts USING fts5 (text, content = '', tokenize = 'trigram')")
 	exec("CREATE TABLE details (op INTEGER, key TEXT, value, word INTEGER)")
 	exec("CREATE INDEX details_op ON details (op, key)")
@@ -497,12 +499,11 @@ func TestTheLargestQueriesRun(t *testing.T) {
 }
 
 func BenchmarkCondition(b *testing.B) {
-	r := random{rand.New(rand.NewPCG(3, 4))}
 	ops := make([]core.Operation, 50_000)
 	for i := range ops {
-		ops[i] = r.operation()
-		ops[i].Target = fmt.Sprintf("/home/a/src/project/file%d.go", i)
+		ops[i] = core.Operation{Seq: core.Seq(i), PID: i % 7, Exe: "/usr/bin/git", Target: fmt.Sprintf("/home/a/src/project/file%d.go", i)}
 	}
+	ops[0].Target = "/tmp/\xff"
 	db := openOps(b, TextOrBlob, ops)
 	for _, l := range []int{0, 3} {
 		for _, text := range []string{"pid:3", "target:/home/a/src/*", "file4999", "target:*file4999*", "target:*99?.go"} {
