@@ -310,7 +310,7 @@ func mountOf(vis map[string]mountEntry, p string) mountEntry {
 		if e, ok := vis[p]; ok {
 			return e
 		}
-		if p == "/" {
+		if p == "/" || p == "." || p == "" { // the latter two: p was not absolute
 			return mountEntry{}
 		}
 		p = path.Dir(p)

@@ -21,6 +21,7 @@ type proc struct {
 	exe   string
 	tids  []uint32 // of its threads that were seen, the leader's included
 	pidfd int      // -1 when it could not be opened
+	dir   int      // descriptor of /proc/TGID; 0 when it has not been needed, -1 when it could not be opened
 	// stale: it has tried to execute since exe was read
 	stale bool
 	// ended: its exit is in the log
@@ -190,6 +191,25 @@ func (t *processes) forget(p *proc) {
 		delete(t.byPID, p.tgid)
 	}
 	t.unwatch(p)
+	if p.dir > 0 {
+		sys.CloseFD(p.dir)
+		p.dir = -1
+	}
+}
+
+// dir returns a descriptor of /proc/TGID of p, which is closed with p; -1 when p is gone.
+func (t *processes) dir(p *proc) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p.dir == 0 {
+		p.dir = -1
+		if t.byPID[p.tgid] == p {
+			if fd, err := sys.OpenPath(-1, "/proc/"+strconv.Itoa(p.tgid), syscall.O_DIRECTORY); err == nil {
+				p.dir = fd
+			}
+		}
+	}
+	return p.dir
 }
 
 // threadGone forgets one thread: it exits, or p executes and loses all but one.

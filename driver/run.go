@@ -165,11 +165,12 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 	}
 	failed := make(chan struct{})
 	go func() { // a log that fails ends the box
-		<-s.journal.done
-		if s.journal.failed() != nil {
+		defer close(failed)
+		select {
+		case <-s.journal.broken:
 			sys.PidfdKill(r.child.Pidfd, syscall.SIGKILL)
+		case <-s.journal.done:
 		}
-		close(failed)
 	}()
 	s.serve() // until no process is left
 	s.l.Close()
@@ -360,6 +361,9 @@ func (r *run) plan() error {
 	}
 	hide := make([]string, len(r.o.Hide))
 	for i, h := range r.o.Hide {
+		if !filepath.IsAbs(h) {
+			return fmt.Errorf("state folder %q: not an absolute path", h)
+		}
 		if hide[i], err = filepath.EvalSymlinks(h); err != nil {
 			return fmt.Errorf("state folder: %w", err)
 		}

@@ -89,8 +89,10 @@ func Stage() {
 		return
 	}
 	control := os.NewFile(stageControl, "control")
-	syscall.CloseOnExec(stageControl)
-	syscall.CloseOnExec(stageConfigs)
+	// All but the standard streams, those included that sandglass's own caller left open.
+	if err := sys.CloseOnExecFrom(stageControl); err != nil {
+		stageFail(control, err)
+	}
 	if err := sys.DieWithParent(); err != nil {
 		stageFail(control, err)
 	}

@@ -28,6 +28,7 @@ type journal struct {
 	box    string
 	id     core.SessionID
 	done   chan struct{}
+	broken chan struct{} // closed when err is set
 	slowed bool
 }
 
@@ -37,7 +38,7 @@ const (
 )
 
 func newJournal(s core.Session, log func(*core.Operation) error) *journal {
-	j := &journal{wake: make(chan struct{}, 1), box: s.Box, id: s.ID, done: make(chan struct{})}
+	j := &journal{wake: make(chan struct{}, 1), box: s.Box, id: s.ID, done: make(chan struct{}), broken: make(chan struct{})}
 	j.room = sync.NewCond(&j.mu)
 	go j.write(log)
 	return j
@@ -95,14 +96,15 @@ func (j *journal) write(log func(*core.Operation) error) {
 		j.room.Broadcast()
 		j.mu.Unlock()
 		for i := range batch {
+			if j.failed() != nil {
+				break // what the log did not take is not to be followed by what it might
+			}
 			if err := log(&batch[i]); err != nil {
 				j.mu.Lock()
-				if j.err == nil {
-					j.err = err
-				}
+				j.err = err
+				close(j.broken)
 				j.room.Broadcast()
 				j.mu.Unlock()
-				break
 			}
 		}
 		clear(batch) // let go of the strings
@@ -453,15 +455,22 @@ func (s *supervisor) cstring(addr uint64) (string, syscall.Errno) {
 
 // procLink reads a magic link of the calling thread: "cwd", or "fd/N".
 func (s *supervisor) procLink(kind string, fd int32) (string, syscall.Errno) {
-	b := append(s.name[:0], "/proc/"...)
-	b = strconv.AppendUint(b, uint64(s.n.TID), 10)
-	b = append(append(b, '/'), kind...)
+	b, dir := s.name[:0], -1
+	if int(s.n.TID) == s.p.tgid {
+		// From the process's own directory: a third of the time of the whole path.
+		dir = s.procs.dir(s.p)
+	}
+	if dir < 0 { // a thread may have a table of descriptors, or a working directory, of its own
+		b = strconv.AppendUint(append(b, "/proc/"...), uint64(s.n.TID), 10)
+		b = append(b, '/')
+	}
+	b = append(b, kind...)
 	if fd >= 0 {
 		b = strconv.AppendInt(b, int64(fd), 10)
 	}
 	b = append(b, 0)
 	s.name = b
-	n, e := sys.ReadlinkAt(-1, b, s.link[:])
+	n, e := sys.ReadlinkAt(dir, b, s.link[:])
 	if e != 0 {
 		return "", e
 	}

@@ -42,9 +42,10 @@ type terminal struct {
 
 func newTerminal(stdin, stdout, stderr *os.File) (t *terminal, err error) {
 	t = &terminal{readers: make(chan struct{}, 1)}
+	made := t
 	defer func() {
 		if err != nil {
-			t.close()
+			made.close()
 		}
 	}()
 	std := [3]*os.File{stdin, stdout, stderr}

@@ -87,6 +87,16 @@ func DropAllThreads() error {
 // reading its memory (PR_SET_DUMPABLE).
 func SetUndumpable() error { return unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0) }
 
+// CloseOnExecFrom marks every descriptor from fd on to be closed when this process
+// executes or its children do (close_range(2), Linux 5.11).
+func CloseOnExecFrom(fd int) error {
+	const cloexec = 4 // CLOSE_RANGE_CLOEXEC
+	if _, _, e := unix.RawSyscall(unix.SYS_CLOSE_RANGE, uintptr(fd), ^uintptr(0)>>32, cloexec); e != 0 {
+		return fmt.Errorf("close_range: %w", e)
+	}
+	return nil
+}
+
 // DieWithParent makes the kernel kill this process when the thread that made it ends.
 func DieWithParent() error { return unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0) }
 

@@ -92,6 +92,9 @@ func NativeCall(nr int32) Call {
 func ErrnoName(err error) string {
 	var e syscall.Errno
 	if errors.As(err, &e) {
+		if e == unix.EOPNOTSUPP {
+			return "EOPNOTSUPP" // the kernel's word; ENOTSUP is POSIX's for the same number
+		}
 		return unix.ErrnoName(e)
 	}
 	return ""
