@@ -338,3 +338,16 @@ func MapShared(f *os.File, size int) ([]uint64, func() error, error) {
 
 // SignalName returns the symbolic name of a signal ("SIGKILL"), or "".
 func SignalName(s syscall.Signal) string { return unix.SignalName(s) }
+
+// Text returns the text of a field of struct utsname, whose characters are signed on
+// some machines and unsigned on others.
+func Text[C int8 | uint8](field []C) string {
+	var b []byte
+	for _, c := range field {
+		if c == 0 {
+			break
+		}
+		b = append(b, byte(c))
+	}
+	return string(b)
+}
