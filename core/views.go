@@ -102,12 +102,14 @@ type PathView struct {
 }
 
 // OpCursor is a place in the order of all operations, for paging by key: the order in
-// which they were folded. The zero cursor is no place.
+// which the stream has them. It stays true when the projections are rebuilt. The zero
+// cursor is no place.
 type OpCursor uint64
 
 // OpsPage is a page of operations, newest or oldest first as asked.
 type OpsPage struct {
 	Ops     []Operation
 	Cursors []OpCursor // of each operation
-	More    bool       // there are more in the direction that was asked for
+	More    bool       // there are more in the direction that was asked for, or may be
+	Next    OpCursor   // where to go on when there is More; the last of Cursors, or further
 }
