@@ -185,9 +185,10 @@ func under(p, dir string) bool {
 // are directories that an earlier session of the box already made frames of or
 // overlaid for themselves: their layers must stay where they are.
 //
-// readDir lists the subdirectories of a frame; it is only asked about directories on
-// local file systems.
-func planMounts(vis map[string]mountEntry, splits []string, hide []string, readDir func(string) ([]string, error)) ([]planStep, error) {
+// list lists the subdirectories of a directory, and says whether it is one; it is only
+// asked about local file systems, and never about one that may hang. A file that is a
+// mount point needs no step: the frame it is in holds a copy of what is seen there.
+func planMounts(vis map[string]mountEntry, splits []string, hide []string, list func(string) (subs []string, isDir bool, err error)) ([]planStep, error) {
 	frames := map[string]bool{"/": true}
 	kind := func(e mountEntry) fsKind { return fsKinds[e.fstype] }
 	var points []string
@@ -218,6 +219,12 @@ func planMounts(vis map[string]mountEntry, splits []string, hide []string, readD
 		s := planStep{Path: p, ReadOnly: e.readOnly}
 		switch kind(e) {
 		case fsLocal:
+			if _, isDir, err := list(p); err == nil && !isDir {
+				for d := path.Dir(p); d != "/"; d = path.Dir(d) {
+					frames[d] = true
+				}
+				continue
+			}
 			s.Kind = stepOverlay
 		case fsImage:
 			s.Kind = stepImage
@@ -253,7 +260,7 @@ func planMounts(vis map[string]mountEntry, splits []string, hide []string, readD
 			continue
 		}
 		s = planStep{Kind: stepFrame, Path: d, ReadOnly: m.readOnly && d != "/"}
-		subs, err := readDir(d)
+		subs, _, err := list(d)
 		if err != nil {
 			return nil, fmt.Errorf("list %s: %w", d, err)
 		}

@@ -2,6 +2,7 @@ package driver
 
 import (
 	"fmt"
+	"path"
 	"reflect"
 	"strings"
 	"testing"
@@ -25,6 +26,7 @@ const desktop = `
 15 1 0:80 / /var/cover rw - tmpfs t rw
 16 15 0:81 / /var/cover/sub rw - tmpfs t rw
 17 1 0:82 / /var/cover rw - tmpfs t2 rw
+18 1 8:2 /x /etc/dir/file rw - ext4 /dev/sda2 rw
 `
 
 func planOf(t *testing.T, mountinfo string, dirs map[string][]string, splits, hide []string) []planStep {
@@ -33,7 +35,7 @@ func planOf(t *testing.T, mountinfo string, dirs map[string][]string, splits, hi
 	if err != nil {
 		t.Fatal(err)
 	}
-	steps, err := planMounts(visibleMounts(all), splits, hide, func(d string) ([]string, error) { return dirs[d], nil })
+	steps, err := planMounts(visibleMounts(all), splits, hide, func(d string) ([]string, bool, error) { return dirs[d], !strings.HasPrefix(path.Base(d), "file"), nil })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +62,7 @@ func TestPlan(t *testing.T) {
 		}
 	}
 	for path, want := range map[string]stepKind{
-		"/": stepFrame, "/bin": stepOverlay, "/etc": stepOverlay,
+		"/": stepFrame, "/bin": stepOverlay, "/etc": stepFrame, "/etc/dir": stepFrame,
 		"/home": stepFrame, "/home/you": stepOverlay, "/home/me": stepFrame,
 		"/home/me/.cache": stepFrame, "/home/me/.cache/doc": stepMask,
 		"/srv": stepFrame, "/srv/share": stepMask, "/mnt": stepFrame, "/mnt/bind": stepOverlay, "/mnt/other": stepOverlay,
@@ -72,7 +74,7 @@ func TestPlan(t *testing.T) {
 			t.Errorf("%s: %q, want %q", path, got[path].Kind, want)
 		}
 	}
-	for _, absent := range []string{"/proc", "/sys", "/dev", "/run", "/run/user/1000", "/dev/pts", "/var/cover/sub"} {
+	for _, absent := range []string{"/proc", "/sys", "/dev", "/run", "/run/user/1000", "/dev/pts", "/var/cover/sub", "/etc/dir/file"} {
 		if s, ok := got[absent]; ok {
 			t.Errorf("%s is in the plan as %q; it is the box's own or covered", absent, s.Kind)
 		}
@@ -145,6 +147,6 @@ func FuzzMountinfo(f *testing.F) {
 		if len(all) > 200 {
 			return
 		}
-		planMounts(visibleMounts(all), nil, []string{"/x"}, func(string) ([]string, error) { return nil, nil })
+		planMounts(visibleMounts(all), nil, []string{"/x"}, func(string) ([]string, bool, error) { return nil, true, nil })
 	})
 }

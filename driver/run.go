@@ -369,18 +369,20 @@ func (r *run) plan() error {
 		}
 	}
 	r.o.Hide = hide
-	r.steps, err = planMounts(visibleMounts(all), splits, hide, func(d string) ([]string, error) {
+	r.steps, err = planMounts(visibleMounts(all), splits, hide, func(d string) (names []string, isDir bool, err error) {
+		if fi, err := os.Lstat(d); err == nil && !fi.IsDir() {
+			return nil, false, nil
+		}
 		ents, err := os.ReadDir(d)
 		if errors.Is(err, os.ErrPermission) || errors.Is(err, os.ErrNotExist) {
-			return nil, nil
+			return nil, true, nil
 		}
-		var names []string
 		for _, e := range ents {
 			if e.IsDir() {
 				names = append(names, e.Name())
 			}
 		}
-		return names, err
+		return names, true, err
 	})
 	return err
 }
