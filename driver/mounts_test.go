@@ -87,6 +87,9 @@ echo box > ro/f || echo refused; cat ro/f; ls pseudo | wc -l; cat file`)
 	if want := []string{"write " + top + "/ro/f EROFS"}; !reflect.DeepEqual(refused, want) {
 		t.Errorf("refused: %q, want %q", refused, want)
 	}
+	if len(r.ops) == 0 {
+		t.Fatal("no operation")
+	}
 	if m := r.ops[0].Detail["masked"]; !strings.Contains(m, top+"/pseudo (mqueue)") {
 		t.Errorf("the first operation says of masks: %q", m)
 	}

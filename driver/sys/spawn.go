@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strings"
 	"syscall"
 	"unsafe"
 
@@ -83,7 +84,9 @@ func idMaps() (uids, gids []syscall.SysProcIDMap, setgroups bool) {
 	if has[setuid] && has[setgid] {
 		uids, gids = identity("/proc/self/uid_map"), identity("/proc/self/gid_map")
 		if uids != nil && gids != nil {
-			return uids, gids, true
+			// In a namespace whose setgroups is denied, it stays so (a rootless container).
+			allowed, err := os.ReadFile("/proc/self/setgroups")
+			return uids, gids, err == nil && strings.TrimSpace(string(allowed)) == "allow"
 		}
 	}
 	one := func(id int) []syscall.SysProcIDMap {
