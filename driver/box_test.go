@@ -293,6 +293,45 @@ func TestWritesLandInTheBox(t *testing.T) {
 	}
 }
 
+func TestHardLinkToARealFileIsAcrossFileSystems(t *testing.T) {
+	l := newLab(t)
+	real := l.write("real", "real")
+	check := unharmed(t, l.dir)
+	r := l.run(runOpts{observe: core.ObserveLean}, "/bin/sh", "-c", `ln real link; ln none link2; ln -s real soft; ln soft soft2; echo mine > mine; ln mine mine2; ls`)
+	check()
+	if r.out != "mine\nmine2\nreal\nsoft\nsoft2\n" {
+		t.Errorf("in the box: %q\n%s", r.out, r.stderr)
+	}
+	var refused []string
+	for _, op := range r.ops {
+		if op.Verdict == core.Blocked {
+			refused = append(refused, fmt.Sprint(op.Action, " ", op.Target, " from ", op.Detail["from"], " ", op.Errno))
+		}
+	}
+	if want := []string{"link " + l.dir + "/link from " + real + " EXDEV"}; !reflect.DeepEqual(refused, want) {
+		t.Errorf("refused %q, want %q", refused, want)
+	}
+}
+
+func TestAReadOfWhatALeanSessionChangedIsKnown(t *testing.T) {
+	l := newLab(t)
+	f := l.write("f", "real")
+	l.write("g", "real")
+	l.run(runOpts{}, "/bin/true") // makes the filter
+	l.run(runOpts{observe: core.ObserveLean}, "/bin/sh", "-c", "echo box > f")
+	for range 2 {
+		r := l.run(runOpts{}, "/bin/cat", "f", "g")
+		for _, op := range r.ops {
+			if want := core.Redirected; op.Target == f && op.Verdict != want {
+				t.Errorf("a read of what the box changed is %s", op.Verdict)
+			}
+			if op.Target == filepath.Join(l.dir, "g") && op.Verdict != core.Allowed {
+				t.Errorf("a read of a real file is %s", op.Verdict)
+			}
+		}
+	}
+}
+
 func TestWritesOutsideHomeLandInTheBox(t *testing.T) {
 	l := newLab(t)
 	name := filepath.Base(filepath.Dir(l.dir))

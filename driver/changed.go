@@ -31,8 +31,10 @@ const (
 	filterHash  = 4
 )
 
-// openChanged opens the box's filter, filling a new one from the upper layers.
-func openChanged(b boxDir, layers []layer) (*changed, error) {
+// openChanged opens the box's filter, filling a new one from the upper layers. A
+// session that does not see changes (observe: lean) sets all of it, so that every
+// read is checked; the box's next session that runs alone makes it anew.
+func openChanged(b boxDir, layers []layer, lean, alone bool) (*changed, error) {
 	file := b.at("run", "changed")
 	f, err := os.OpenFile(file, os.O_RDWR, 0o600)
 	fill := errors.Is(err, fs.ErrNotExist)
@@ -52,6 +54,16 @@ func openChanged(b boxDir, layers []layer) (*changed, error) {
 	c := &changed{layers: layers}
 	if c.words, c.unmap, err = sys.MapShared(f, filterBytes); err != nil {
 		return nil, err
+	}
+	switch {
+	case lean:
+		for i := range c.words {
+			atomic.StoreUint64(&c.words[i], ^uint64(0))
+		}
+		fill = false
+	case alone && c.words[0] == ^uint64(0):
+		clear(c.words)
+		fill = true
 	}
 	for _, l := range layers {
 		fd, err := sys.OpenPath(-1, b.upper(l), syscall.O_DIRECTORY)
@@ -142,9 +154,11 @@ func (c *changed) is(p string) bool {
 		}
 		h = (h ^ uint64(p[i])) * fnvPrime
 	}
-	if !hit && !c.has(h) && !c.has(hashTree(h)) {
-		return false
-	}
+	return (hit || c.has(h) || c.has(hashTree(h))) && c.inUpper(p)
+}
+
+// inUpper asks the upper layer itself.
+func (c *changed) inUpper(p string) bool {
 	for i, l := range c.layers {
 		if under(p, l.Path) {
 			rel := strings.TrimPrefix(p[len(strings.TrimSuffix(l.Path, "/")):], "/")

@@ -72,7 +72,7 @@ func trapsOf(o core.Observe) []trap {
 	all(sys.CallExecve, sys.CallExecveat, sys.CallExitGroup, sys.CallExit)
 	if o != core.ObserveLean {
 		all(sys.CallUnlink, sys.CallUnlinkat, sys.CallMkdir, sys.CallMkdirat, sys.CallRmdir,
-			sys.CallRename, sys.CallRenameat, sys.CallRenameat2, sys.CallLink, sys.CallLinkat,
+			sys.CallRename, sys.CallRenameat, sys.CallRenameat2,
 			sys.CallSymlink, sys.CallSymlinkat, sys.CallMknod, sys.CallMknodat,
 			sys.CallTruncate, sys.CallFtruncate,
 			sys.CallChmod, sys.CallFchmod, sys.CallFchmodat, sys.CallFchmodat2,
@@ -80,8 +80,10 @@ func trapsOf(o core.Observe) []trap {
 			sys.CallUtime, sys.CallUtimes, sys.CallFutimesat, sys.CallUtimensat,
 			sys.CallBind)
 	}
-	// Attributes always: a forged overlay attribute is refused at every setting.
-	all(sys.CallSetxattr, sys.CallLsetxattr, sys.CallFsetxattr, sys.CallSetxattrat,
+	// Always: hard links to real files and forged overlay attributes are refused at
+	// every setting.
+	all(sys.CallLink, sys.CallLinkat,
+		sys.CallSetxattr, sys.CallLsetxattr, sys.CallFsetxattr, sys.CallSetxattrat,
 		sys.CallRemovexattr, sys.CallLremovexattr, sys.CallFremovexattr, sys.CallRemovexattrat, sys.CallFileSetattr)
 	ts = append(ts, trap{sys.CallClone, 0, cloneNewAny}, trap{sys.CallUnshare, 0, cloneNewAny | cloneNewTime})
 	all(sys.CallClone3, sys.CallSetns, sys.CallNameToHandleAt, sys.CallOpenByHandleAt,

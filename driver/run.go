@@ -443,7 +443,7 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 		return nil, fmt.Errorf("open the box's root: %w", err)
 	}
 	s.paths = newResolver(root)
-	if s.changed, err = openChanged(r.b, r.layers); err != nil {
+	if s.changed, err = openChanged(r.b, r.layers, r.o.Session.Observe == core.ObserveLean, !r.joined); err != nil {
 		return nil, err
 	}
 	s.journal = newJournal(r.o.Session, r.o.Log)

@@ -768,6 +768,13 @@ func (s *supervisor) hardlink(fd1 int32, a1 uint64, fd2 int32, a2 uint64, flags 
 	if e != 0 {
 		return s.unreadable(core.FilesWrite, core.ActLink, to, e)
 	}
+	if s.spotOf(from) == onOverlay && s.spotOf(to) == onOverlay && !s.changed.inUpper(from.path) && s.isFile(from.path) {
+		// The overlay would copy the file up first and link the copy, which has another
+		// inode number than the one that the program may have seen (an unprivileged
+		// overlay keeps no index of inodes): git, for one, takes that for an attack and
+		// dies. As across file systems, which programs know how to handle: they copy.
+		return s.refuse(core.FilesWrite, core.ActLink, to.path, "overlay: a hard link to a real file", syscall.EXDEV, core.Detail{"from": from.path})
+	}
 	a := s.write(core.ActLink, to, &from, core.Detail{"from": from.path})
 	if a.errno == 0 {
 		s.changed.mark(to.path)
@@ -775,6 +782,12 @@ func (s *supervisor) hardlink(fd1 int32, a1 uint64, fd2 int32, a2 uint64, flags 
 		s.paths.changes(to.path, false)
 	}
 	return a
+}
+
+// isFile says whether p, seen from the box's root, is a regular file.
+func (s *supervisor) isFile(p string) bool {
+	mode, _, err := sys.Lstat(s.paths.root, strings.TrimPrefix(p, "/"))
+	return err == nil && mode&syscall.S_IFMT == syscall.S_IFREG
 }
 
 func (s *supervisor) symlink(text uint64, dirfd int32, addr uint64) answer {
