@@ -91,6 +91,7 @@ type result struct {
 type runOpts struct {
 	box     string
 	observe core.Observe
+	net     core.Net
 	env     []string
 	stdin   string
 	ctx     context.Context
@@ -110,6 +111,10 @@ func (l *lab) run(o runOpts, argv ...string) result {
 		o.ctx = ctx
 	}
 	observe, err := core.ParseObserve(string(o.observe))
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	network, err := core.ParseNet(string(o.net))
 	if err != nil {
 		l.t.Fatal(err)
 	}
@@ -134,7 +139,7 @@ func (l *lab) run(o runOpts, argv ...string) result {
 	begin := time.Now()
 	r.code, r.err = Run(o.ctx, Options{
 		BoxDir: dir, Hide: []string{l.home}, Policy: pol, Dir: l.dir,
-		Session: core.Session{ID: core.SessionID(fmt.Sprintf("S%d-%s", l.seq, o.box)), Box: o.box, Command: argv, Observe: observe, Net: core.NetNone},
+		Session: core.Session{ID: core.SessionID(fmt.Sprintf("S%d-%s", l.seq, o.box)), Box: o.box, Command: argv, Observe: observe, Net: network},
 		Env:     append([]string{"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=" + l.dir, "LC_ALL=C"}, o.env...),
 		Stdin:   inR, Stdout: outW, Stderr: errW,
 		Log: func(op *core.Operation) error {
@@ -653,6 +658,55 @@ func TestSessionsOfOneBoxShareIt(t *testing.T) {
 		}
 		if op.Action == core.ActBegin && op.Detail["joined"] != "true" {
 			t.Error("the second session did not join")
+		}
+	}
+}
+
+func TestNetworks(t *testing.T) {
+	l := newLab(t)
+	outside, err := os.ReadFile("/proc/self/net/dev")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := func(dev string) (ns []string) {
+		for line := range strings.Lines(dev) {
+			if n, _, ok := strings.Cut(line, ":"); ok {
+				ns = append(ns, strings.TrimSpace(n))
+			}
+		}
+		return ns
+	}
+	if r := l.run(runOpts{}, "/bin/cat", "/proc/self/net/dev"); !reflect.DeepEqual(names(r.out), []string{"lo"}) {
+		t.Errorf("interfaces of a box without a network: %q", names(r.out))
+	}
+	r := l.run(runOpts{box: "host", net: core.NetHost}, "/bin/cat", "/proc/self/net/dev")
+	if !reflect.DeepEqual(names(r.out), names(string(outside))) {
+		t.Errorf("interfaces of a box with the host's network: %q, want %q", names(r.out), names(string(outside)))
+	}
+	if !r.ops[0].Leak {
+		t.Error("a session with the host's network does not begin as a leak")
+	}
+}
+
+// Arguments are in the log whole, wherever in memory they lie.
+func TestArguments(t *testing.T) {
+	l := newLab(t)
+	var argv []string
+	for i := range 30 {
+		argv = append(argv, strings.Repeat(string(rune('a'+i%26)), 120+i%7))
+	}
+	r := l.run(runOpts{}, append([]string{"/bin/true"}, argv...)...)
+	want := "/bin/true " + strings.Join(argv, " ")
+	for _, op := range r.ops {
+		if op.Action == core.ActExec && op.Detail["argv"] != want {
+			t.Errorf("argv %q, want %q", op.Detail["argv"], want)
+		}
+	}
+	r = l.run(runOpts{}, "/bin/true", "with space", "", strings.Repeat("x", 500))
+	want = "/bin/true 'with space' '' " + strings.Repeat("x", 128) + "..."
+	for _, op := range r.ops {
+		if op.Action == core.ActExec && op.Detail["argv"] != want {
+			t.Errorf("argv %q, want %q", op.Detail["argv"], want)
 		}
 	}
 }

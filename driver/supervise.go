@@ -966,6 +966,9 @@ func (s *supervisor) argv(addr uint64) string {
 		if i > 0 {
 			out.WriteByte(' ')
 		}
+		if l := int(4096 - addrs[i]%4096); l < each && bytes.IndexByte(b[:l], 0) < 0 {
+			sys.ReadMem(int(s.n.TID), addrs[i]+uint64(l), b[l:]) // it goes on behind a page border
+		}
 		end := bytes.IndexByte(b, 0)
 		arg, cut := b, end < 0
 		if !cut {
