@@ -1,0 +1,160 @@
+package web
+
+import (
+	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// run is a piece of text: either what it says, or the escape of something that could
+// not be shown as it is.
+type run struct {
+	text    string
+	escaped bool
+}
+
+// maxMarks is how many combining marks may follow one another: the languages that use
+// the most have three; hundreds would paint over the lines around them.
+const maxMarks = 4
+
+// visible splits s, arbitrary bytes, into what can be shown as it is and the escapes of
+// the rest: bytes that are not UTF-8 and control bytes (\n, \x1b), and characters
+// without a shape of their own, such as those that turn the direction of text
+// (\u{202e}). A run of plain spaces longer than one, or at either end, is shown as
+// \x20 so that no two different strings look alike.
+func visible(s string) []run {
+	var runs []run
+	plain, marks := 0, 0
+	escape := func(from, to int, as string) {
+		if plain < from {
+			runs = append(runs, run{text: s[plain:from]})
+		}
+		if n := len(runs); n > 0 && runs[n-1].escaped {
+			runs[n-1].text += as
+		} else {
+			runs = append(runs, run{as, true})
+		}
+		plain = to
+	}
+	for i := 0; i < len(s); {
+		r, n := utf8.DecodeRuneInString(s[i:])
+		switch {
+		case r == utf8.RuneError && n == 1:
+			escape(i, i+1, fmt.Sprintf(`\x%02x`, s[i]))
+			marks = 0
+		case r == '\n':
+			escape(i, i+1, `\n`)
+		case r == '\r':
+			escape(i, i+1, `\r`)
+		case r == '\t':
+			escape(i, i+1, `\t`)
+		case r < ' ' || r == 0x7f:
+			escape(i, i+1, fmt.Sprintf(`\x%02x`, r))
+		case r == ' ' && (i == 0 || i == len(s)-1 || s[i-1] == ' '):
+			escape(i, i+1, `\x20`)
+		case unicode.Is(unicode.Mn, r) || unicode.Is(unicode.Me, r) || unicode.Is(unicode.Mc, r):
+			marks++
+			if marks > maxMarks || i == 0 || s[i-1] == '/' || plain == i {
+				escape(i, i+n, fmt.Sprintf(`\u{%x}`, r))
+			}
+			i += n
+			continue
+		case !unicode.IsGraphic(r) || r != ' ' && unicode.IsSpace(r) || blank(r):
+			escape(i, i+n, fmt.Sprintf(`\u{%x}`, r))
+		}
+		marks = 0
+		i += n
+	}
+	if plain < len(s) {
+		runs = append(runs, run{text: s[plain:]})
+	}
+	return runs
+}
+
+// blank says that r is a letter or symbol by its category and nothing on the screen.
+func blank(r rune) bool {
+	switch r {
+	case 0x115f, 0x1160, 0x3164, 0xffa0, 0x2800, 0xfffc:
+		return true
+	}
+	return false
+}
+
+// visibleText is visible in one string, for places that hold no elements: titles,
+// labels.
+func visibleText(s string) string {
+	var b strings.Builder
+	for _, r := range visible(s) {
+		b.WriteString(r.text)
+	}
+	return b.String()
+}
+
+// cut keeps at most n bytes of s, whole characters, and says how many it left out.
+func cut(s string, n int) (kept string, left int) {
+	if len(s) <= n {
+		return s, 0
+	}
+	k := n
+	for k > n-utf8.UTFMax && k > 0 && !utf8.RuneStart(s[k]) {
+		k--
+	}
+	return s[:k], len(s) - k
+}
+
+// middle cuts s in its middle to about n bytes, so that both ends of a path are seen.
+func middle(s string, n int) (head, tail string, left int) {
+	if len(s) <= n {
+		return s, "", 0
+	}
+	head, _ = cut(s, n/3)
+	from := len(s) - (n - len(head))
+	for from < len(s) && from > len(head) && !utf8.RuneStart(s[from]) && len(s)-from > n-len(head)-utf8.UTFMax {
+		from++
+	}
+	return head, s[from:], from - len(head)
+}
+
+// splitPath cuts a path before its last part, which is what people look for.
+func splitPath(s string) (dir, base string) {
+	i := strings.LastIndexByte(strings.TrimRight(s, "/"), '/')
+	return s[:i+1], s[i+1:]
+}
+
+// shellQuote returns s as one word of a POSIX shell, or of bash where it has bytes that
+// cannot be seen: what a copy button gives is pasted into terminals.
+func shellQuote(s string) string {
+	safe := s != ""
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("/._-+:,@%=", c) >= 0) {
+			safe = false
+		}
+	}
+	switch {
+	case safe:
+		return s
+	case !hidden(s):
+		return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	}
+	var b strings.Builder
+	b.WriteString("$'")
+	for i := 0; i < len(s); {
+		r, n := utf8.DecodeRuneInString(s[i:])
+		switch {
+		case r == '\'' || r == '\\':
+			b.WriteByte('\\')
+			b.WriteByte(s[i])
+		case r >= ' ' && r < 0x7f || n > 1 && unicode.IsLetter(r) && !blank(r):
+			b.WriteString(s[i : i+n])
+		default:
+			for _, c := range []byte(s[i : i+n]) {
+				fmt.Fprintf(&b, `\x%02x`, c) // two digits: bash reads no more
+			}
+		}
+		i += n
+	}
+	b.WriteByte('\'')
+	return b.String()
+}
