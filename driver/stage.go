@@ -271,6 +271,9 @@ func (s *stage) obey() {
 		switch m.Op {
 		case "signal":
 			syscall.Kill(-s.pid, syscall.Signal(m.Signal))
+			if syscall.Signal(m.Signal) == syscall.SIGHUP {
+				syscall.Kill(-s.pid, syscall.SIGCONT) // as a hangup of its terminal would
+			}
 		case "foreground":
 			if s.tty != nil {
 				sys.SetForeground(s.tty.Fd(), s.pid)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strings"
 	"sync"
 	"syscall"
@@ -256,7 +257,7 @@ func (t *terminal) stopped(sig syscall.Signal) bool {
 			break
 		}
 		t.giveKeys()
-		if err := sys.SelfStop(); err != nil {
+		if !stopSelf() {
 			return false
 		}
 		// Continued: by fg we have the terminal, by bg we have not.
@@ -269,6 +270,28 @@ func (t *terminal) stopped(sig syscall.Signal) bool {
 	}
 	t.takeKeys()
 	t.resize()
+	return true
+}
+
+// stopSelf stops this process and its group as Ctrl-Z does, and returns once it is
+// continued. The kernel may deliver the signal to another thread, so that this one
+// runs on for a moment: it must not touch the terminal, which is the shell's by then.
+// In a group that nobody could continue the signal does nothing.
+func stopSelf() bool {
+	cont := make(chan os.Signal, 1)
+	signal.Notify(cont, syscall.SIGCONT)
+	defer signal.Stop(cont)
+	if sys.SelfStop() != nil {
+		return false
+	}
+	select {
+	case <-cont:
+	case <-time.After(200 * time.Millisecond):
+		select {
+		case <-cont:
+		default:
+		}
+	}
 	return true
 }
 

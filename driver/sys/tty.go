@@ -58,9 +58,10 @@ func SetForeground(fd uintptr, pgrp int) error {
 // MakeControlling makes fd the controlling terminal of the calling session leader.
 func MakeControlling(fd uintptr) error { return unix.IoctlSetInt(int(fd), unix.TIOCSCTTY, 0) }
 
-// OpenPTY opens a new pseudo-terminal of the devpts instance at /dev/pts.
+// OpenPTY opens a new pseudo-terminal of the devpts instance at /dev/pts. The master
+// does not block: closing it ends its reads.
 func OpenPTY() (master, slave *os.File, err error) {
-	m, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	m, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("open /dev/ptmx: %w", err)
 	}
