@@ -39,14 +39,13 @@ func (r *recent[V]) put(key string, v V) {
 
 // dictionary is a table of distinct strings, (id, text).
 type dictionary struct {
-	recent  *recent[int64]
-	next    int64
-	last    string // most operations repeat what the one before had
-	lastID  int64
-	find    string
-	insert  string
-	queue   *bulk // new ones, known not to be in the table
-	entropy func(string) any
+	recent *recent[int64]
+	next   int64
+	last   string // most operations repeat what the one before had
+	lastID int64
+	find   string
+	insert string
+	queue  *bulk // new ones, known not to be in the table
 }
 
 func newDictionary(c *conn, table string, limit int) (*dictionary, error) {

@@ -57,6 +57,8 @@ type folder struct {
 	touchedPaths                      []*path
 	byPath                            map[pathKey]*path
 	scratch                           []byte
+	folded                            int   // operations of this transaction
+	indexed                           int64 // the last target in the index of trigrams
 }
 
 type stream struct {
@@ -171,6 +173,9 @@ func (f *folder) load() (err error) {
 	if f.paths, err = newDictionary(f.conn, "targets", 0); err != nil {
 		return err
 	}
+	if f.indexed, err = f.int("SELECT indexed FROM search"); err != nil {
+		return err
+	}
 	f.targets = newRecent[*target](maxTargets, f.paths.recent.whole)
 	f.details = newRecent[int64](maxStrings, f.nextDetail == 1)
 	f.loaded = true
@@ -221,6 +226,7 @@ func (f *folder) transact(ctx context.Context, fn func() error) (err error) {
 		}
 	}
 	f.version = v
+	f.folded = 0
 	f.byPath, f.touchedPaths = map[pathKey]*path{}, f.touchedPaths[:0]
 	if err := fn(); err != nil {
 		return err
@@ -277,7 +283,7 @@ func (f *folder) box(name string, t int64) (*box, error) {
 		err := f.query(func(row []driver.Value) error {
 			*b = box{id: number(row[0]), first: number(row[1]), last: number(row[2]), created: number(row[3]), policy: text(row[4]), removed: number(row[5]) != 0}
 			return nil
-		}, "SELECT id, first, last, created, policy, removed FROM boxes WHERE name = ?", name)
+		}, "SELECT id, first, last, created, policy, removed FROM boxes WHERE name = ?", TextOrBlob.Value(name))
 		if err != nil {
 			return nil, err
 		}
@@ -304,7 +310,7 @@ func (f *folder) session(name core.SessionID, host string, b *box) (*session, er
 		err := f.query(func(row []driver.Value) error {
 			scanSession(row, s)
 			return nil
-		}, selectSession+" WHERE name = ?", string(name))
+		}, selectSession+" WHERE name = ?", TextOrBlob.Value(string(name)))
 		if err != nil {
 			return nil, err
 		}
@@ -473,6 +479,7 @@ func (s *session) take(first, last core.Seq) (take []gap) {
 
 // op folds one operation.
 func (f *folder) op(op *core.Operation, id int64, b *box, s *session, row *batchRow) error {
+	f.folded++
 	t := op.Time.UnixNano()
 	k, err := f.kind(op)
 	if err != nil {
@@ -723,7 +730,10 @@ func (f *folder) flush() error {
 			return err
 		}
 	}
-	return nil
+	if f.folded <= idleOps {
+		return f.index(indexIdle)
+	}
+	return f.index(indexAlways)
 }
 
 func (f *folder) flushPaths() error {
@@ -750,7 +760,7 @@ func (f *folder) flushBoxes() error {
 		}
 		_, err := f.exec(`INSERT INTO boxes VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET
 			first = excluded.first, last = excluded.last, created = excluded.created, policy = excluded.policy, removed = excluded.removed`,
-			b.id, name, b.first, b.last, b.created, b.policy, flag(b.removed))
+			b.id, TextOrBlob.Value(name), b.first, b.last, b.created, TextOrBlob.Value(b.policy), flag(b.removed))
 		if err != nil {
 			return err
 		}
@@ -792,7 +802,7 @@ func (f *folder) flushSessions() error {
 func (f *folder) flushSession(s *session) error {
 	l, v := &s.life, &s.view
 	val := TextOrBlob.Value
-	_, err := f.exec(upsertSession, s.id, string(s.name), s.box, s.host,
+	_, err := f.exec(upsertSession, s.id, val(string(s.name)), s.box, val(s.host),
 		nanos(l.Start), val(l.Command), val(l.Policy), val(string(l.Observe)), val(string(l.Net)), nanos(l.End), int64(l.Exit), flag(l.Lost), s.sealed,
 		s.first, s.last, int64(v.LastSeq), int64(v.Missing), nanos(v.Start), val(v.Command), val(v.Policy), val(string(v.Observe)), val(string(v.Net)), nanos(v.End), int64(v.Exit),
 		int64(v.Procs), int64(v.LiveProc), int64(v.Counts.Allowed), int64(v.Counts.Redirected), int64(v.Counts.Blocked), int64(v.Counts.Leaks))

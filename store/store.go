@@ -29,7 +29,7 @@ const (
 )
 
 // lockPatience is how long [Open] and the first write wait for another process that
-// writes the projections.
+// writes the projections: a command that ends, or the daemon on its way down.
 const lockPatience = 5 * time.Second
 
 // readers is how many reads run at once; more wait.
@@ -49,6 +49,7 @@ type Store struct {
 	script  string
 	version int32
 	now     func() time.Time
+	wait    time.Duration // for the lock
 
 	files sync.RWMutex // shared by who reads the files; held by who replaces them
 	read  *sql.DB
@@ -68,7 +69,7 @@ func Open(dir string) (*Store, error) {
 	if err := registerAll(); err != nil {
 		return nil, err
 	}
-	s := &Store{dir: dir, now: time.Now}
+	s := &Store{dir: dir, now: time.Now, wait: lockPatience}
 	s.script, s.version = migrations.Projections(foldRules)
 	if err := s.open(); err != nil {
 		return nil, fmt.Errorf("open %s: %w", s.path(), err)
@@ -189,7 +190,7 @@ func (s *Store) takeLock(ctx context.Context) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	deadline := time.Now().Add(lockPatience)
+	deadline := time.Now().Add(s.wait)
 	for {
 		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 		if err == nil {
@@ -525,11 +526,10 @@ func (s *Store) Close() error {
 		return nil
 	}
 	s.closed = true
-	var errs []error
-	if s.folder != nil {
+	errs := []error{s.read.Close()}
+	if s.folder != nil { // the last one out writes the log back and removes it
 		errs = append(errs, s.folder.close())
 	}
-	errs = append(errs, s.read.Close())
 	if s.lock != nil {
 		errs = append(errs, s.lock.Close())
 	}

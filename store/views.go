@@ -33,33 +33,27 @@ func (v *value) Scan(src any) error {
 	return nil
 }
 
-// scan reads the current row.
-func scan(rows *sql.Rows, row []driver.Value) error {
-	vs := make([]value, len(row))
-	to := make([]any, len(row))
-	for i := range vs {
-		to[i] = &vs[i]
-	}
-	if err := rows.Scan(to...); err != nil {
-		return err
-	}
-	for i := range vs {
-		row[i] = vs[i].v
-	}
-	return nil
-}
-
-// each hands each row of a query's result to fn.
-func each(ctx context.Context, tx *sql.Tx, n int, fn func(row []driver.Value) error, q string, args ...any) error {
+// each hands each row of a query's result to fn, which does not keep it.
+func each(ctx context.Context, tx *sql.Tx, fn func(row []driver.Value) error, q string, args ...any) error {
 	rows, err := tx.QueryContext(ctx, q, args...)
 	if err != nil {
 		return err
 	}
 	defer rows.Close()
-	row := make([]driver.Value, n)
+	names, err := rows.Columns()
+	if err != nil {
+		return err
+	}
+	vs, to, row := make([]value, len(names)), make([]any, len(names)), make([]driver.Value, len(names))
+	for i := range vs {
+		to[i] = &vs[i]
+	}
 	for rows.Next() {
-		if err := scan(rows, row); err != nil {
+		if err := rows.Scan(to...); err != nil {
 			return err
+		}
+		for i := range vs {
+			row[i] = vs[i].v
 		}
 		if err := fn(row); err != nil {
 			return err
@@ -71,7 +65,7 @@ func each(ctx context.Context, tx *sql.Tx, n int, fn func(row []driver.Value) er
 // boxID returns the number of a box; [core.ErrNotFound] is wrapped by the error when
 // nothing is known of it.
 func boxID(ctx context.Context, tx *sql.Tx, name string) (id int64, err error) {
-	err = tx.QueryRowContext(ctx, "SELECT id FROM boxes WHERE name = ?", name).Scan(&id)
+	err = tx.QueryRowContext(ctx, "SELECT id FROM boxes WHERE name = ?", TextOrBlob.Value(name)).Scan(&id)
 	if errors.Is(err, sql.ErrNoRows) {
 		err = fmt.Errorf("box %q: %w", core.Shorten(name, 80), core.ErrNotFound)
 	}
@@ -79,7 +73,7 @@ func boxID(ctx context.Context, tx *sql.Tx, name string) (id int64, err error) {
 }
 
 func sessionID(ctx context.Context, tx *sql.Tx, name core.SessionID) (id int64, err error) {
-	err = tx.QueryRowContext(ctx, "SELECT id FROM sessions WHERE name = ?", string(name)).Scan(&id)
+	err = tx.QueryRowContext(ctx, "SELECT id FROM sessions WHERE name = ?", TextOrBlob.Value(string(name))).Scan(&id)
 	if errors.Is(err, sql.ErrNoRows) {
 		err = fmt.Errorf("session %q: %w", core.Shorten(string(name), 80), core.ErrNotFound)
 	}
@@ -121,7 +115,7 @@ func (s *Store) Box(ctx context.Context, name string) (b core.BoxView, err error
 
 func (s *Store) boxes(ctx context.Context, tx *sql.Tx, where string, args ...any) ([]core.BoxView, error) {
 	bs, ids := []core.BoxView{}, map[int64]int{}
-	err := each(ctx, tx, 9, func(row []driver.Value) error {
+	err := each(ctx, tx, func(row []driver.Value) error {
 		b := core.BoxView{Name: text(row[1]), Created: moment(number(row[2])), LastUse: moment(number(row[3])), Removed: number(row[5]) != 0,
 			Sessions: int(number(row[6])), Running: int(number(row[7]))}
 		if c := number(row[4]); c != 0 {
@@ -139,7 +133,7 @@ func (s *Store) boxes(ctx context.Context, tx *sql.Tx, where string, args ...any
 	if err != nil {
 		return nil, err
 	}
-	err = each(ctx, tx, 4, func(row []driver.Value) error {
+	err = each(ctx, tx, func(row []driver.Value) error {
 		if i, ok := ids[number(row[0])]; ok {
 			bs[i].Counts.AddCounts(counted(number(row[1]), number(row[2]), number(row[3])))
 		}
@@ -151,7 +145,7 @@ func (s *Store) boxes(ctx context.Context, tx *sql.Tx, where string, args ...any
 	}
 	now := s.now()
 	seconds := map[int64][]core.Bucket{}
-	err = each(ctx, tx, 6, func(row []driver.Value) error {
+	err = each(ctx, tx, func(row []driver.Value) error {
 		id := number(row[0])
 		seconds[id] = append(seconds[id], core.Bucket{Start: time.Unix(number(row[1]), 0).UTC(), Counts: scanCounts(row[2:])})
 		return nil
@@ -197,14 +191,14 @@ func (s *Store) Sessions(ctx context.Context, f SessionFilter) (vs []core.Sessio
 	where, args := "1", []any{}
 	if f.Box != "" {
 		where += " AND s.box = (SELECT id FROM boxes WHERE name = ?)"
-		args = append(args, f.Box)
+		args = append(args, TextOrBlob.Value(f.Box))
 	}
 	if f.Running {
 		where += " AND " + running
 	}
 	if f.Before != "" {
 		where += " AND s.name < ?"
-		args = append(args, string(f.Before))
+		args = append(args, TextOrBlob.Value(string(f.Before)))
 	}
 	where += " ORDER BY s.name DESC"
 	if f.Limit > 0 {
@@ -244,7 +238,7 @@ func (s *Store) Session(ctx context.Context, id core.SessionID) (v core.SessionV
 func (s *Store) sessions(ctx context.Context, tx *sql.Tx, where string, args ...any) ([]core.SessionView, error) {
 	vs := []core.SessionView{}
 	now := s.now()
-	err := each(ctx, tx, len(sessionNames)+1, func(row []driver.Value) error {
+	err := each(ctx, tx, func(row []driver.Value) error {
 		var r session
 		scanSession(row, &r)
 		vs = append(vs, r.merged(text(row[len(sessionNames)]), now))
@@ -284,7 +278,7 @@ func (s *Store) Processes(ctx context.Context, id core.SessionID) (ps []core.Pro
 		if err != nil {
 			return err
 		}
-		return each(ctx, tx, 12, func(row []driver.Value) error {
+		return each(ctx, tx, func(row []driver.Value) error {
 			p := scanProcess(row)
 			p.Session = id
 			ps = append(ps, p)
@@ -318,7 +312,7 @@ func (s *Store) Counts(ctx context.Context, box string, session core.SessionID) 
 			}
 			from, args = "box_counters n WHERE n.box = ?", []any{id}
 		}
-		return each(ctx, tx, 5, func(row []driver.Value) error {
+		return each(ctx, tx, func(row []driver.Value) error {
 			c := core.SurfaceCount{Surface: core.Surface(text(row[0])), Action: core.Action(text(row[1]))}
 			if n := len(cs); n == 0 || cs[n-1].Surface != c.Surface || cs[n-1].Action != c.Action {
 				cs = append(cs, c)
@@ -341,7 +335,7 @@ func (s *Store) Gaps(ctx context.Context, id core.SessionID) (gs [][2]core.Seq, 
 		if err != nil {
 			return err
 		}
-		return each(ctx, tx, 2, func(row []driver.Value) error {
+		return each(ctx, tx, func(row []driver.Value) error {
 			gs = append(gs, [2]core.Seq{core.Seq(number(row[0])), core.Seq(number(row[1]))})
 			return nil
 		}, "SELECT first, last FROM gaps WHERE session = ? ORDER BY first", n)
@@ -374,7 +368,7 @@ func (s *Store) Paths(ctx context.Context, box, prefix string, limit int) (ps []
 				break
 			}
 			args := [][]any{textArgs, blobArgs}[i]
-			err := each(ctx, tx, 9, func(row []driver.Value) error {
+			err := each(ctx, tx, func(row []driver.Value) error {
 				ps = append(ps, core.PathView{Path: text(row[0]), Last: moment(number(row[1])), Action: core.Action(text(row[2])), Verdict: core.Verdict(number(row[3])),
 					Changed: number(row[4]) != 0, Counts: scanCounts(row[5:])})
 				return nil
