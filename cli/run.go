@@ -1,0 +1,397 @@
+package cli
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/oklog/ulid/v2"
+	"github.com/spf13/cobra"
+
+	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/driver"
+	"github.com/sandglass/sandglass/events"
+)
+
+// defaultBox is the box of a run that names none.
+const defaultBox = "default"
+
+// How long the end of a run waits for the bus to have all of the session. What it does
+// not have by then is in the spool, and the daemon takes it from there.
+const publishPatience = 300 * time.Millisecond
+
+// runOptions are the flags of run.
+type runOptions struct {
+	box, policy, net, observe, dir string
+	rm, noServe                    bool
+}
+
+func newRun(p *printer) *cobra.Command {
+	var o runOptions
+	c := &cobra.Command{
+		Use:   "run [flags] [--] COMMAND [ARG...]",
+		Short: "Run a command in a box",
+		Long: `Run a command in a box. It reads the real files; what it writes, deletes or renames
+happens in the box. Its input, output, terminal and signals are passed through.
+
+The exit code is the command's: 128+N when signal N ended it, 126 when it cannot be
+executed, 127 when it is not found, 125 when sandglass itself failed.
+
+Everything after the command's name is the command's: put flags of sandglass before it.`,
+		Example: `  sandglass run bash
+  sandglass run --box work -- npm install
+  sandglass run --rm -- sh -c 'rm -rf ~/*; ls ~'`,
+		Args: needArgs("the command to run", 1, 0),
+		RunE: func(c *cobra.Command, args []string) error { return o.run(p, args) },
+		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			return nil, cobra.ShellCompDirectiveDefault
+		},
+	}
+	f := c.Flags()
+	f.SetInterspersed(false)
+	f.StringVarP(&o.box, "box", "b", "", "the box to run in, made when absent (default \""+defaultBox+"\"; with --rm a new one)")
+	f.StringVarP(&o.policy, "policy", "p", "", "the policy of this run (default: the box's; of a new box \""+core.DefaultPolicy+"\")")
+	f.BoolVar(&o.rm, "rm", false, "discard the box, with all that is in it, at the end")
+	f.StringVar(&o.net, "net", "", "the network: none, host (default: the policy's)")
+	f.StringVar(&o.observe, "observe", "", "what is recorded: full, changes (no plain reads), lean (programs only) (default: the policy's)")
+	f.StringVarP(&o.dir, "dir", "C", "", "the directory to run in (default: this one)")
+	f.BoolVar(&o.noServe, "no-serve", false, "do not start the daemon; what is recorded waits for it in the spool")
+	complete := map[string]func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective){
+		"box": completeBoxes, "policy": completeWords(core.BuiltinPolicies()...),
+		"net": completeWords("none", "host"), "observe": completeWords("full", "changes", "lean"),
+		"dir": func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return nil, cobra.ShellCompDirectiveFilterDirs
+		},
+	}
+	for name, fn := range complete {
+		if err := c.RegisterFlagCompletionFunc(name, fn); err != nil {
+			panic(err) // a flag that was not defined above
+		}
+	}
+	return c
+}
+
+// session is a run that everything is known of, and nothing was done for yet.
+type session struct {
+	core.Session
+	policy *core.Policy
+	dir    string
+	rm     bool
+}
+
+// plan checks all that can be checked before anything is made.
+func (o *runOptions) plan(h Home, command []string, now time.Time) (*session, error) {
+	s := &session{rm: o.rm}
+	s.ID, s.Start, s.Command, s.Box = newSessionID(now), now.UTC(), command, o.box
+	switch {
+	case o.box == "" && o.rm:
+		// A throwaway box of its own: --rm must not discard what is in the default one.
+		s.Box = "rm-" + strings.ToLower(string(s.ID[len(s.ID)-10:]))
+	case o.box == "":
+		s.Box = defaultBox
+	}
+	if err := core.CheckBoxName(s.Box); err != nil {
+		return nil, err
+	}
+	s.Host = hostName()
+	var err error
+	policy, fresh := o.policy, false
+	switch b, err := h.Box(s.Box); {
+	case errors.Is(err, core.ErrNotFound):
+		fresh = true
+	case err != nil:
+		return nil, err
+	case policy == "":
+		policy = b.Policy
+	}
+	if s.policy, err = findPolicy(policy); err != nil {
+		return nil, err
+	}
+	s.Policy, s.Net, s.Observe = s.policy.Name, s.policy.Net, s.policy.Observe
+	if o.net != "" {
+		if s.Net, err = core.ParseNet(o.net); err != nil {
+			return nil, err
+		}
+	}
+	if o.observe != "" {
+		if s.Observe, err = core.ParseObserve(o.observe); err != nil {
+			return nil, err
+		}
+	}
+	if s.dir, err = workingDir(h, o.dir); err != nil {
+		return nil, err
+	}
+	// A new box looks as the real system does: a command that is not here is not there.
+	// In one that was used, it may be what the box itself has made.
+	if fresh {
+		if err := lookCommand(command[0], s.dir); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func newSessionID(now time.Time) core.SessionID {
+	return core.SessionID(ulid.MustNew(ulid.Timestamp(now), rand.Reader).String())
+}
+
+// findPolicy returns the policy of that name.
+func findPolicy(name string) (*core.Policy, error) {
+	p, err := core.BuiltinPolicy(name)
+	if err != nil && strings.ContainsAny(name, "/.") {
+		return nil, core.Hint(fmt.Errorf("policy %q: policies in files are not supported by this version", core.Shorten(name, 80)),
+			"policies: "+strings.Join(core.BuiltinPolicies(), ", "))
+	}
+	return p, err
+}
+
+// workingDir returns the absolute path of the directory to run in.
+func workingDir(h Home, dir string) (string, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", fmt.Errorf("working directory: %w", err)
+	}
+	fi, err := os.Stat(dir)
+	if err == nil && !fi.IsDir() {
+		err = fmt.Errorf("%s is not a directory", dir)
+	}
+	if err != nil {
+		return "", core.Hint(fmt.Errorf("working directory: %w", err), "choose another one with --dir")
+	}
+	if real, err := filepath.EvalSymlinks(dir); err == nil && (real == string(h) || strings.HasPrefix(real, string(h)+"/")) {
+		return "", core.Hint(fmt.Errorf("working directory: %s is in the state folder, which no box can see", dir), "choose another one with --dir")
+	}
+	return dir, nil
+}
+
+// commandError is a command that does not exist or cannot be executed, with the exit code
+// that a shell has for it.
+type commandError struct {
+	code int
+	err  error
+}
+
+func (e *commandError) Error() string { return e.err.Error() }
+func (e *commandError) Unwrap() error { return e.err }
+
+// lookCommand says why a command could not be run from dir, as execvp(3) would find it.
+func lookCommand(name, dir string) error {
+	if name == "" {
+		return &commandError{127, errors.New("run: the command is empty")}
+	}
+	path := name
+	if !strings.Contains(name, "/") {
+		if _, err := exec.LookPath(name); err == nil || errors.Is(err, exec.ErrDot) {
+			return nil
+		}
+		return core.Hint(&commandError{127, fmt.Errorf("run %s: command not found", core.Shorten(name, 200))}, "commands are looked for in PATH, here and in the box")
+	}
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(dir, path)
+	}
+	fi, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return &commandError{127, fmt.Errorf("run %s: no such file", core.Shorten(name, 200))}
+	case err != nil:
+		return &commandError{126, fmt.Errorf("run: %w", err)}
+	case fi.IsDir():
+		return &commandError{126, fmt.Errorf("run %s: it is a directory", core.Shorten(name, 200))}
+	}
+	return nil // whether it can be executed the kernel knows best
+}
+
+// run runs a command in a box and returns its exit code as an [exitCode], or why there is none.
+func (o *runOptions) run(p *printer, command []string) error {
+	err := o.runSession(p, command)
+	var ce *commandError
+	var de *driver.CommandError
+	switch {
+	case errors.As(err, &ce):
+		p.Error(err)
+		return exitCode(ce.code)
+	case errors.As(err, &de):
+		p.Error(fmt.Errorf("run %w", err))
+		return exitCode(de.Code)
+	}
+	return err
+}
+
+func (o *runOptions) runSession(p *printer, command []string) (err error) {
+	h, err := OpenHome()
+	if err != nil {
+		return err
+	}
+	s, err := o.plan(h, command, time.Now())
+	if err != nil {
+		return err
+	}
+	box, made, use, err := h.UseBox(s.Box, s.Policy, s.Start)
+	if err != nil {
+		return err
+	}
+	defer func() { use.Unlock() }()
+	if s.rm {
+		defer func() {
+			use.Unlock()
+			if rerr := h.RemoveBox(s.Box, driver.RemoveBox); rerr != nil {
+				p.Error(fmt.Errorf("--rm: %w", rerr))
+			} else {
+				noteBox(h, events.BoxRemove, box)
+			}
+		}()
+	}
+	d := dashboard{nats: h.externalBus()}
+	if !o.noServe {
+		d = h.summonDaemon()
+	}
+	if p.errTTY {
+		d.announce(p, h, s.Box)
+	}
+	if made {
+		if err := noteBox(h, events.BoxCreate, box); err != nil {
+			return homeHint(err)
+		}
+	}
+	return s.record(p, h, d.nats)
+}
+
+// record runs the session with its log.
+func (s *session) record(p *printer, h Home, natsURL string) error {
+	var trouble troubles
+	log, err := events.OpenLog(events.LogOptions{Home: string(h), Session: s.Session, NATSURL: natsURL, Bad: trouble.add})
+	if err != nil {
+		return homeHint(err)
+	}
+	code := exitSandglass
+	if err = log.Begin(events.Life{}); err == nil {
+		ctx := context.Background() // signals are the command's; the driver passes them on
+		code, err = driver.Run(ctx, driver.Options{
+			BoxDir: h.box(s.Box), Hide: []string{string(h)}, Session: s.Session, Policy: s.policy, Dir: s.dir,
+			Env: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+			Log: log.Observer(ctx, func(full bool) { sayFull(p, h, full) }),
+		})
+	}
+	lerr := log.End(code)
+	// The daemon may be away for any length of time; a run is over when its command is.
+	ctx, cancel := context.WithTimeout(context.Background(), publishPatience)
+	defer cancel()
+	if cerr := log.Close(ctx); lerr == nil {
+		lerr = cerr
+	}
+	if err == nil && lerr != nil {
+		err = homeHint(fmt.Errorf("end the log of session %s: %w", s.ID, lerr))
+	}
+	if err != nil {
+		return errors.Join(err, trouble.err())
+	}
+	return exitCode(code)
+}
+
+// sayFull tells the person at the terminal why the box stands still.
+func sayFull(p *printer, h Home, full bool) {
+	if full {
+		p.Alert("the disk is full, the box waits until there is room in %s", string(h))
+	} else {
+		p.Alert("there is room again, the box goes on")
+	}
+}
+
+// troubles keeps the first few things that went wrong beside the way: the terminal is the
+// command's until it ends.
+type troubles struct {
+	mu   sync.Mutex
+	errs []error
+}
+
+func (t *troubles) add(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.errs) < 4 {
+		t.errs = append(t.errs, err)
+	}
+}
+
+func (t *troubles) err() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return errors.Join(t.errs...)
+}
+
+// dashboard is what a run knows of the daemon.
+type dashboard struct {
+	address string // host:port, "" when unknown
+	token   string // of a sign-in link that the daemon was told of
+	nats    string
+	err     error // why there is no daemon
+}
+
+// summonDaemon starts the daemon when there is none, and never waits for it.
+func (h Home) summonDaemon() (d dashboard) {
+	d.token, d.nats = newToken(), h.externalBus()
+	d.address, d.err = h.startDaemon(defaultListen, true, orders{Token: d.token, NATS: d.nats})
+	if errors.Is(d.err, errLocked) { // it runs, or is about to
+		d.token, d.address, d.err = "", "", nil
+	}
+	return d
+}
+
+// externalBus returns the URL of the bus that the daemon uses, or used before it was
+// killed; "" when it has its own.
+func (h Home) externalBus() string {
+	info, err := h.daemonInfo()
+	if err != nil {
+		return ""
+	}
+	return info.NATS
+}
+
+func newToken() string {
+	b := make([]byte, 32)
+	rand.Read(b) // never fails: crypto/rand
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+// announce prints where the dashboard is, with a one-time link to sign in.
+func (d dashboard) announce(p *printer, h Home, box string) {
+	link := ""
+	switch {
+	case d.err != nil:
+		p.Error(fmt.Errorf("the daemon did not start, the box runs without it: %w", d.err))
+		return
+	case d.token != "":
+		link = signInLink(d.address, d.token)
+	default:
+		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+		defer cancel()
+		r, err := h.ask(ctx, request{Do: doLink}, nil)
+		if err != nil {
+			p.Note("box %s; `sandglass link` prints a link to the dashboard", box)
+			return
+		}
+		link = r.Link
+	}
+	p.Note("box %s; dashboard %s", box, link)
+}
+
+// noteBox puts a fact of a box's life into the log. It waits in the spool for the daemon.
+func noteBox(h Home, kind events.LifeKind, b core.Box) error {
+	return events.Note(string(h), events.Life{Kind: kind, Time: time.Now(), Host: hostName(), Box: b.Name, Policy: b.Policy})
+}
+
+// hostName names this machine in the log.
+func hostName() string {
+	if n, err := os.Hostname(); err == nil && n != "" {
+		return n
+	}
+	return "localhost"
+}
