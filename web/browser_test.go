@@ -1,0 +1,296 @@
+package web
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/chromedp"
+
+	"github.com/sandglass/sandglass/core"
+)
+
+// Tests in a real browser. They wait for what is to be seen, never for a time.
+
+// chromium starts the browser that all tests share, once.
+var chromium = sync.OnceValues(func() (context.Context, error) {
+	path, err := exec.LookPath("chromium")
+	if err != nil {
+		return nil, err
+	}
+	// A folder of its own for what the browser keeps is chromedp's default.
+	ctx, _ := chromedp.NewExecAllocator(context.Background(), // TestMain ends it
+		chromedp.ExecPath(path), chromedp.Headless, chromedp.NoSandbox, chromedp.DisableGPU, chromedp.NoFirstRun,
+		chromedp.Flag("disable-quic", true), chromedp.Flag("disable-background-networking", true),
+		chromedp.Flag("disable-component-update", true), chromedp.Flag("disable-sync", true), chromedp.Flag("disable-dev-shm-usage", true))
+	browser, _ := chromedp.NewContext(ctx)
+	return browser, chromedp.Do(browser)
+})
+
+var started atomic.Bool // whether the browser was asked for
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if started.Load() {
+		if ctx, err := chromium(); err == nil {
+			_ = chromedp.Cancel(ctx) // its folder goes with it
+		}
+	}
+	os.Exit(code)
+}
+
+// tab is a browser's tab that watches for complaints.
+type tab struct {
+	ctx  context.Context
+	srv  *httptest.Server
+	mu   sync.Mutex
+	said []string // errors and warnings in the console, violations of the policy
+}
+
+func browse(t *testing.T, srv *httptest.Server) *tab {
+	t.Helper()
+	started.Store(true)
+	browser, err := chromium()
+	if errors.Is(err, exec.ErrNotFound) {
+		t.Skip("needs chromium")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	b := &tab{srv: srv}
+	ctx, cancel := chromedp.NewContext(browser, chromedp.WithNewBrowserContext(), chromedp.WithListener(func(ev any) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		switch ev := ev.(type) {
+		case *log.EventEntryAdded:
+			if ev.Entry.Level == log.EntryLevelError || ev.Entry.Level == log.EntryLevelWarning {
+				b.said = append(b.said, ev.Entry.Text)
+			}
+		case *runtime.EventConsoleAPICalled:
+			if ev.Type == runtime.ConsoleAPICalledTypeError || ev.Type == runtime.ConsoleAPICalledTypeWarning {
+				for _, a := range ev.Args {
+					b.said = append(b.said, string(a.Value)+a.Description)
+				}
+			}
+		case *runtime.EventExceptionThrown:
+			b.said = append(b.said, ev.ExceptionDetails.Text)
+		}
+	}))
+	t.Cleanup(cancel)
+	b.ctx = ctx
+	if err := chromedp.Do(ctx); err != nil { // the tab lives as long as this context
+		t.Fatal(err)
+	}
+	return b
+}
+
+func (b *tab) run(t *testing.T, steps ...step) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, 30*time.Second)
+	defer cancel()
+	if err := chromedp.Do(ctx, steps...); err != nil {
+		t.Fatalf("%v; the console: %q", err, b.complaints())
+	}
+}
+
+// step is something done with a tab.
+type step = chromedp.Action[chromedp.Void]
+
+// get evaluates an expression of the page.
+func get[T any](t *testing.T, b *tab, expression string) T {
+	t.Helper()
+	v, err := chromedp.Run(b.ctx, chromedp.Evaluate[T](expression))
+	if err != nil {
+		t.Fatalf("%s: %v", expression, err)
+	}
+	return v
+}
+
+// complaints are what the console holds, but for the status of pages that were asked for.
+func (b *tab) complaints() (all []string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, s := range b.said {
+		if !strings.Contains(s, "the server responded with a status of") {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// visit opens a page, signed in, and waits until it is live if it can be.
+func (b *tab) visit(path, theme string) step {
+	yes := true
+	return chromedp.Steps(
+		chromedp.Func(func(ctx context.Context, tab *chromedp.Target) error {
+			if theme != "" {
+				if _, err := cdp.Call(ctx, tab, network.SetCookie, network.SetCookieParams{Name: "sandglass_theme", Value: theme, URL: b.srv.URL}); err != nil {
+					return err
+				}
+			}
+			_, err := cdp.Call(ctx, tab, network.SetCookie, network.SetCookieParams{Name: "sandglass_session", Value: sessionOf(b.srv), URL: b.srv.URL, HTTPOnly: &yes})
+			return err
+		}),
+		chromedp.Navigate(b.srv.URL+path),
+		see(`document.querySelector("html.js")`),
+		see(`!document.querySelector("#stream") || document.querySelector("#live[data-state=live]")`),
+	)
+}
+
+// eval runs a script for its effect.
+func eval(script string) step {
+	return chromedp.Evaluate[chromedp.Void](script+"; undefined", chromedp.EvalAsValue)
+}
+
+// see waits until an expression is true. (chromedp's own wait makes a function of text in
+// the page, which the page's policy rightly forbids.)
+func see(expression string) step {
+	wait := `new Promise(resolve => { const look = () => (` + expression + `) ? resolve(true) : setTimeout(look, 10); look(); })`
+	return chromedp.Func(func(ctx context.Context, tab *chromedp.Target) error {
+		for {
+			_, err := chromedp.Evaluate[bool](wait, chromedp.EvalAwaitPromise)(ctx, tab)
+			if err == nil {
+				return nil
+			}
+			if ctx.Err() != nil {
+				return fmt.Errorf("waiting for %s: %w", expression, err)
+			}
+			if s := err.Error(); !strings.Contains(s, "context") && !strings.Contains(s, "navigat") {
+				return fmt.Errorf("waiting for %s: %w", expression, err)
+			} // the page went away: look at the next one
+		}
+	})
+}
+
+func TestAnOperationAppearsWhileThePageIsOpen(t *testing.T) {
+	m := demo()
+	srv := start(t, m)
+	b := browse(t, srv)
+	b.run(t, b.visit("/boxes/default", ""))
+	m.add(core.Operation{Seq: 1000, Time: time.Now(), Box: "default", Session: demoSession, Proc: "2", PID: 2, Exe: "/usr/bin/node",
+		Surface: core.FilesWrite, Action: core.ActDelete, Target: "/home/ann/just now", Verdict: core.Blocked, Errno: "EPERM", Outcome: core.Refused, Rule: "test"})
+	hubOf(srv).Publish(Tick{Seq: 7, Boxes: []string{"default"}, Blocked: true})
+	b.run(t,
+		see(`document.querySelector(".op .target").textContent.includes("just now")`),
+		see(`document.querySelector(".g-blocked .big").textContent === "7"`),
+		see(`document.querySelectorAll("#ops, #summary, #procs, #surfaces, #sessions").length === 5`),
+	)
+	first, count := get[string](t, b, `document.querySelector(".op .verdict").textContent.trim()`), get[string](t, b, `document.querySelector("#live").textContent.trim()`)
+	if first != "blocked" || count != "Live" {
+		t.Errorf("the newest line says %q, the sign of life %q", first, count)
+	}
+	if c := b.complaints(); c != nil {
+		t.Errorf("the browser complained: %q", c)
+	}
+}
+
+func TestBoxesAreLive(t *testing.T) {
+	m := demo()
+	srv := start(t, m)
+	b := browse(t, srv)
+	b.run(t, b.visit("/", ""))
+	m.mu.Lock()
+	m.boxes = append(m.boxes, core.BoxView{Name: "newcomer", Running: 1, LastUse: time.Now()})
+	m.mu.Unlock()
+	hubOf(srv).Publish(Tick{Seq: 8, Boxes: []string{"newcomer"}})
+	b.run(t, see(`document.querySelector("#boxes").textContent.includes("newcomer")`))
+	if c := b.complaints(); c != nil {
+		t.Errorf("the browser complained: %q", c)
+	}
+}
+
+func TestAPageSaysWhenItIsNotLiveAndComesBack(t *testing.T) {
+	m := demo()
+	srv := start(t, m)
+	b := browse(t, srv)
+	b.run(t, b.visit("/boxes/default", ""))
+
+	siteOf(srv).setLive("the projector stopped")
+	hubOf(srv).Publish(Tick{Seq: 9, Boxes: []string{"default"}})
+	b.run(t, see(`document.querySelector("#live").textContent.includes("the projector stopped")`))
+	siteOf(srv).setLive("")
+
+	srv.CloseClientConnections()
+	b.run(t, see(`document.querySelector("#live[data-state=lost]")`), see(`document.querySelector("#live[data-state=live]")`))
+	m.add(core.Operation{Seq: 1001, Time: time.Now(), Box: "default", Session: demoSession, Target: "/after", Surface: core.FilesRead, Action: core.ActRead, Verdict: core.Allowed})
+	hubOf(srv).Publish(Tick{Seq: 10, Boxes: []string{"default"}})
+	b.run(t, see(`document.querySelector(".op .target").textContent.includes("after")`))
+}
+
+func TestKeysWork(t *testing.T) {
+	m := demo()
+	srv := start(t, m)
+	b := browse(t, srv)
+	focused := func(selector string) step {
+		return see(fmt.Sprintf(`document.activeElement.matches(%q)`, selector))
+	}
+	b.run(t, b.visit("/boxes/default", ""),
+		chromedp.KeyEvent("/"), focused("#q"),
+		chromedp.KeyEvent("\x1b"), focused("body"),
+		chromedp.KeyEvent("j"), focused(".op:nth-child(1) summary"),
+		chromedp.KeyEvent("j"), focused(".op:nth-child(2) summary"),
+		chromedp.KeyEvent("k"), focused(".op:nth-child(1) summary"),
+		chromedp.KeyEvent("\r"), see(`document.querySelector(".op:nth-child(1) details").open`),
+		see(`document.querySelector("#ops[data-held]")`),
+	)
+
+	// What is being read stays where it is; what was missed comes when it is let go.
+	m.add(core.Operation{Seq: 1002, Time: time.Now(), Box: "default", Session: demoSession, Target: "/while/reading", Surface: core.FilesRead, Action: core.ActRead, Verdict: core.Blocked})
+	hubOf(srv).Publish(Tick{Seq: 11, Boxes: []string{"default"}, Blocked: true})
+	b.run(t, see(`document.querySelector(".g-blocked .big").textContent === "7"`),
+		see(`!document.querySelector("#ops").textContent.includes("reading")`),
+		chromedp.KeyEvent("p"), see(`document.querySelector("#ops").textContent.includes("reading") && !document.querySelector("#ops[data-held]")`),
+		chromedp.KeyEvent("?"), see(`document.querySelector("#help").open`), chromedp.KeyEvent("\x1b"),
+		chromedp.Navigate(srv.URL+"/"), see(`document.querySelector("html.js")`),
+		chromedp.KeyEvent("j"), focused(".boxes .row"), chromedp.KeyEvent("\r"), see(`location.pathname === "/boxes/default"`))
+	if c := b.complaints(); c != nil {
+		t.Errorf("the browser complained: %q", c)
+	}
+}
+
+func TestTheThemeCanBeChosenAndStays(t *testing.T) {
+	srv := start(t, demo())
+	b := browse(t, srv)
+	ground := func(want string) step {
+		return see(fmt.Sprintf(`getComputedStyle(document.body).backgroundColor === %q`, want))
+	}
+	const light, dark = "rgb(250, 249, 247)", "rgb(20, 19, 18)"
+	b.run(t, b.visit("/", ""), ground(light),
+		chromedp.Click(chromedp.CSS(`#theme [value=dark]`)), ground(dark),
+		see(`document.cookie === "" || document.cookie.includes("sandglass_theme=dark")`),
+		chromedp.Reload(), see(`document.querySelector("html.js")`), ground(dark),
+		chromedp.Click(chromedp.CSS(`#theme [value=light]`)), ground(light))
+	if c := b.complaints(); c != nil {
+		t.Errorf("the browser complained: %q", c)
+	}
+}
+
+func TestHostileNamesBreakNothingOnTheScreen(t *testing.T) {
+	srv := start(t, demo())
+	b := browse(t, srv)
+	for _, width := range []int64{1440, 390} {
+		b.run(t, chromedp.EmulateViewport(width, 900), b.visit("/boxes/default", ""),
+			eval(`document.querySelectorAll(".op details").forEach(d => d.open = true)`),
+			see(`document.documentElement.scrollWidth <= innerWidth`),
+			see(`!document.querySelector("#ops script, #ops img, #ops svg, #ops [onclick], #ops [style]")`),
+			see(fmt.Sprintf(`document.querySelectorAll(".op").length === %d`, opsPage)))
+		// No line is higher than the others, whatever it names.
+		if heights := get[string](t, b, `[...new Set([...document.querySelectorAll(".op summary")].map(s => s.offsetHeight))].join(" ")`); strings.Contains(heights, " ") {
+			t.Errorf("%d wide, lines have the heights %s", width, heights)
+		}
+	}
+	if c := b.complaints(); c != nil {
+		t.Errorf("the browser complained: %q", c)
+	}
+}

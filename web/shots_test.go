@@ -1,0 +1,75 @@
+package web
+
+import (
+	"fmt"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/chromedp/chromedp"
+)
+
+// TestShots saves pictures of every page, to be looked at: SANDGLASS_SHOTS=dir.
+func TestShots(t *testing.T) {
+	dir := os.Getenv("SANDGLASS_SHOTS")
+	if dir == "" {
+		t.Skip("SANDGLASS_SHOTS names no folder")
+	}
+	full := start(t, demo())
+	many := demo()
+	for i := range 220 {
+		b := many.boxes[1+i%3]
+		b.Name = fmt.Sprintf("ci-%04d", i)
+		many.boxes = append(many.boxes, b)
+	}
+	crowd := start(t, many)
+	empty := start(t, &memory{})
+	session := string(demoSession)
+	open := eval(`document.querySelector(".op-leak details").open = true`)
+	for _, p := range []struct {
+		name string
+		srv  *httptest.Server
+		path string
+		do   step
+	}{
+		{"boxes", full, "/", nil},
+		{"boxes-many", crowd, "/", nil},
+		{"boxes-empty", empty, "/", nil},
+		{"boxes-none-found", full, "/?name=zzz", nil},
+		{"box", full, "/boxes/default", nil},
+		{"box-open", full, "/boxes/default?session=" + session, open},
+		{"box-blocked", full, "/boxes/default?q=verdict:blocked", nil},
+		{"box-error", full, "/boxes/default?q=verdict:blocked+surface:files.*+or+verdict:maybe+exe:node", nil},
+		{"box-nothing", full, "/boxes/default?q=verdict:blocked+nowhere", nil},
+		{"box-no-ops", full, "/boxes/build", nil},
+		{"box-syntax", full, "/boxes/default", chromedp.Click(chromedp.CSS(".syntax summary"))},
+		{"not-found", full, "/boxes/nowhere", nil},
+		{"sign-in", full, "/sign-in?token=wrong", nil},
+	} {
+		for _, theme := range []string{"light", "dark"} {
+			for _, width := range []int64{1440, 1024, 390} {
+				if p.do == nil && theme == "dark" && width == 1024 {
+					continue
+				}
+				tab := browse(t, p.srv)
+				tab.run(t, chromedp.EmulateViewport(width, 900), tab.visit(p.path, theme))
+				if p.do != nil {
+					tab.run(t, p.do)
+				}
+				wide := get[bool](t, tab, `document.documentElement.scrollWidth > innerWidth`)
+				png, err := chromedp.Run(tab.ctx, chromedp.FullScreenshot(100))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if wide {
+					t.Errorf("%s is wider than the screen of %d", p.name, width)
+				}
+				name := filepath.Join(dir, fmt.Sprintf("%s-%d-%s.png", p.name, width, theme))
+				if err := os.WriteFile(name, png, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+}

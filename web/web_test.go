@@ -1,0 +1,515 @@
+package web
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sandglass/sandglass/core"
+)
+
+// running is a dashboard of a test.
+type running struct {
+	auth    *Auth
+	hub     *Hub
+	session string // cookie of a browser that is signed in
+	mu      sync.Mutex
+	why     string
+	logins  []bool
+	errs    []error
+}
+
+func (s *running) setLive(why string) { s.mu.Lock(); defer s.mu.Unlock(); s.why = why }
+
+var runningOf sync.Map // by address of the server
+
+func siteOf(srv *httptest.Server) *running  { s, _ := runningOf.Load(srv.URL); return s.(*running) }
+func hubOf(srv *httptest.Server) *Hub       { return siteOf(srv).hub }
+func sessionOf(srv *httptest.Server) string { return siteOf(srv).session }
+
+// start runs a dashboard on a port of its own until the test ends.
+func start(t testing.TB, src Source) *httptest.Server {
+	t.Helper()
+	s := &running{auth: NewAuth(), hub: NewHub()}
+	h := New(Options{Source: src, Hub: s.hub, Auth: s.auth, Version: "test", Home: "/home/ann",
+		Live:    func() (bool, string) { s.mu.Lock(); defer s.mu.Unlock(); return s.why == "", s.why },
+		OnLogin: func(ok bool, _ string) { s.mu.Lock(); defer s.mu.Unlock(); s.logins = append(s.logins, ok) },
+		OnError: func(_ *http.Request, err error) { s.mu.Lock(); defer s.mu.Unlock(); s.errs = append(s.errs, err) },
+	})
+	srv := httptest.NewUnstartedServer(nil)
+	srv.Config = NewServer(h, s.hub)
+	srv.Start()
+	runningOf.Store(srv.URL, s)
+	t.Cleanup(func() { s.hub.Close(); srv.Close(); s.auth.Close() })
+	r := do(t, srv, http.MethodGet, "/sign-in?token="+s.auth.NewLink(), nil)
+	for _, c := range r.Cookies() {
+		if c.Name == "sandglass_session" {
+			s.session = c.Value
+		}
+	}
+	if s.session == "" {
+		t.Fatalf("signing in gave no session: %s", r.Status)
+	}
+	return srv
+}
+
+// do asks without following redirects. Headers: "Host" is the host; a "Cookie" of "-" is
+// none, else the session's.
+func do(t testing.TB, srv *httptest.Server, method, path string, headers map[string]string) *http.Response {
+	t.Helper()
+	body := io.Reader(nil)
+	path, form, isForm := strings.Cut(path, "#")
+	if isForm {
+		body = strings.NewReader(form)
+	}
+	r, err := http.NewRequestWithContext(t.Context(), method, srv.URL+path, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if isForm {
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	}
+	if s := siteOf(srv); s.session != "" && headers["Cookie"] == "" {
+		r.AddCookie(&http.Cookie{Name: "sandglass_session", Value: s.session})
+	}
+	for k, v := range headers {
+		switch k {
+		case "Host":
+			r.Host = v
+		case "Cookie":
+			if v != "-" {
+				r.Header.Set(k, v)
+			}
+		default:
+			r.Header.Set(k, v)
+		}
+	}
+	resp, err := http.DefaultTransport.RoundTrip(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = resp.Body.Close() })
+	return resp
+}
+
+func text(t testing.TB, r *http.Response) string {
+	t.Helper()
+	b, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func TestNothingIsSeenWithoutSigningIn(t *testing.T) {
+	srv := start(t, demo())
+	for _, path := range []string{"/", "/live", "/boxes/default", "/boxes/default/live", "/boxes/nowhere"} {
+		r := do(t, srv, http.MethodGet, path, map[string]string{"Cookie": "-"})
+		if body := text(t, r); r.StatusCode != http.StatusUnauthorized || strings.Contains(body, "npm") {
+			t.Errorf("%s answered %s", path, r.Status)
+		}
+		if r := do(t, srv, http.MethodGet, path, map[string]string{"Cookie": "sandglass_session=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}); r.StatusCode != http.StatusUnauthorized {
+			t.Errorf("%s with a made-up session answered %s", path, r.Status)
+		}
+	}
+}
+
+func TestALinkSignsInOnce(t *testing.T) {
+	srv := start(t, demo())
+	s := siteOf(srv)
+	link := "/sign-in?token=" + s.auth.NewLink()
+	if r := do(t, srv, http.MethodGet, link, map[string]string{"Cookie": "-", "Sec-Purpose": "prefetch"}); r.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("a prefetch answered %s", r.Status)
+	}
+	r := do(t, srv, http.MethodGet, link, map[string]string{"Cookie": "-"})
+	if r.StatusCode != http.StatusSeeOther || r.Header.Get("Location") != "/" {
+		t.Fatalf("the link answered %s to %q", r.Status, r.Header.Get("Location"))
+	}
+	c := r.Header.Get("Set-Cookie")
+	for _, want := range []string{"HttpOnly", "SameSite=Strict", "Path=/"} {
+		if !strings.Contains(c, want) {
+			t.Errorf("the cookie %q is not %s", c, want)
+		}
+	}
+	if r := do(t, srv, http.MethodGet, link, map[string]string{"Cookie": "-"}); r.StatusCode != http.StatusForbidden {
+		t.Errorf("the link again answered %s", r.Status)
+	}
+	if len(s.logins) != 3 || !s.logins[1] || s.logins[2] { // the first is start's
+		t.Errorf("told of sign-ins: %v", s.logins)
+	}
+}
+
+func TestALinkIsGoodForTenMinutes(t *testing.T) {
+	a := NewAuth()
+	defer a.Close()
+	now := time.Now()
+	a.now = func() time.Time { return now }
+	early, late := a.NewLink(), a.NewLink()
+	now = now.Add(linkLife - time.Second)
+	if ok, _ := a.redeem(early); !ok {
+		t.Error("a link is refused before its time")
+	}
+	now = now.Add(time.Second)
+	if ok, _ := a.redeem(late); ok {
+		t.Error("a link is taken after its time")
+	}
+}
+
+func TestWrongLinksAreLimitedAndLockNobodyOut(t *testing.T) {
+	srv := start(t, demo())
+	s := siteOf(srv)
+	for i := range failureBurst + 3 {
+		r := do(t, srv, http.MethodGet, "/sign-in?token=wrong", map[string]string{"Cookie": "-"})
+		want := http.StatusForbidden
+		if i >= failureBurst {
+			want = http.StatusTooManyRequests
+		}
+		if r.StatusCode != want {
+			t.Errorf("wrong link %d answered %s", i+1, r.Status)
+		}
+	}
+	if n := len(s.logins); n != 1+failureBurst {
+		t.Errorf("%d sign-ins were reported", n)
+	}
+	if r := do(t, srv, http.MethodGet, "/sign-in?token="+s.auth.NewLink(), map[string]string{"Cookie": "-"}); r.StatusCode != http.StatusSeeOther {
+		t.Errorf("the right link answered %s", r.Status)
+	}
+}
+
+func TestSigningOutEndsTheSession(t *testing.T) {
+	srv := start(t, demo())
+	if r := do(t, srv, http.MethodPost, "/sign-out", nil); r.StatusCode != http.StatusSeeOther {
+		t.Errorf("answered %s", r.Status)
+	}
+	if r := do(t, srv, http.MethodGet, "/", nil); r.StatusCode != http.StatusUnauthorized {
+		t.Errorf("the session lives on: %s", r.Status)
+	}
+}
+
+func TestWhoMayAsk(t *testing.T) {
+	srv := start(t, demo())
+	_, port, _ := strings.Cut(strings.TrimPrefix(srv.URL, "http://"), ":")
+	for _, c := range []struct {
+		name, method, path string
+		headers            map[string]string
+		want               int
+	}{
+		{"by 127.0.0.1", "GET", "/", nil, 200},
+		{"by localhost", "GET", "/", map[string]string{"Host": "localhost:" + port}, 200},
+		{"by [::1]", "GET", "/", map[string]string{"Host": "[::1]:" + port}, 200},
+		{"by a name that was made to resolve here", "GET", "/", map[string]string{"Host": "evil.example:" + port}, 421},
+		{"by a name that only begins right", "GET", "/", map[string]string{"Host": "localhost.evil.example"}, 421},
+		{"health by a wrong name", "GET", "/healthz", map[string]string{"Host": "evil.example"}, 421},
+		{"a visit from elsewhere", "GET", "/", map[string]string{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}, 200},
+		{"a frame elsewhere", "GET", "/", map[string]string{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}, 403},
+		{"a script elsewhere", "GET", "/", map[string]string{"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "script"}, 403},
+		{"a fetch from another port", "GET", "/live", map[string]string{"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"}, 403},
+		{"a fetch with another origin", "GET", "/live", map[string]string{"Origin": "http://evil.example"}, 403},
+		{"a form elsewhere", "POST", "/sign-out", map[string]string{"Sec-Fetch-Site": "cross-site"}, 403},
+		{"a form of another origin", "POST", "/theme#theme=dark", map[string]string{"Origin": "http://127.0.0.1:1"}, 403},
+		{"a method that no page has", "DELETE", "/boxes/default", nil, 405},
+		{"no such page", "GET", "/nothing", nil, 404},
+		{"no such box", "GET", "/boxes/nowhere", nil, 404},
+		{"no such session", "GET", "/boxes/default?session=x", nil, 404},
+		{"no such asset", "GET", "/assets/app.css", nil, 404},
+		{"health needs no sign-in", "GET", "/healthz", map[string]string{"Cookie": "-"}, 200},
+		{"a query that is wrong", "GET", "/boxes/default?q=verdict:maybe", nil, 400},
+		{"a stream of a wrong query", "GET", "/boxes/default/live?q=verdict:maybe", nil, 400},
+		{"a stream of no box", "GET", "/boxes/nowhere/live", nil, 404},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if r := do(t, srv, c.method, c.path, c.headers); r.StatusCode != c.want {
+				t.Errorf("answered %s", r.Status)
+			}
+		})
+	}
+}
+
+func TestEveryAnswerIsSecured(t *testing.T) {
+	srv := start(t, demo())
+	values := regexp.MustCompile(`="[^"]*"`) // templ escapes quotes in them
+	inline := regexp.MustCompile(`(?i)<[a-z][^<>]*\s(style|on[a-z]+|hx-on[^=\s]*)\s*=|<script(?:[^>]*)>[^<]|<style|javascript:`)
+	for _, path := range []string{"/", "/boxes/default", "/boxes/default?q=verdict:maybe", "/sign-in", "/sign-in?token=x", "/nothing", "/healthz"} {
+		r := do(t, srv, http.MethodGet, path, nil)
+		body := text(t, r)
+		csp := r.Header.Get("Content-Security-Policy")
+		nonce := regexp.MustCompile(`script-src 'nonce-([^']+)'`).FindStringSubmatch(csp)
+		if nonce == nil || len(nonce[1]) < 22 || strings.Contains(csp, "unsafe") || !strings.Contains(csp, "default-src 'none'") || !strings.Contains(csp, "frame-ancestors 'none'") {
+			t.Fatalf("%s: the policy is %q", path, csp)
+		}
+		for k, v := range map[string]string{"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store", "X-Frame-Options": "DENY"} {
+			if r.Header.Get(k) != v {
+				t.Errorf("%s: %s is %q", path, k, r.Header.Get(k))
+			}
+		}
+		if found := inline.FindString(values.ReplaceAllString(body, `=""`)); found != "" {
+			t.Errorf("%s has something inline: %q", path, found)
+		}
+		if n := strings.Count(body, "<script"); n != strings.Count(body, `nonce="`+nonce[1]+`" defer`)+strings.Count(body, `nonce="`+nonce[1]+`"></script>`) {
+			t.Errorf("%s has a script without the nonce", path)
+		}
+		again := do(t, srv, http.MethodGet, path, nil)
+		if again.Header.Get("Content-Security-Policy") == csp {
+			t.Errorf("%s: the nonce is used twice", path)
+		}
+	}
+}
+
+func TestHostileNamesAreShownAsWhatTheyAre(t *testing.T) {
+	srv := start(t, demo())
+	body := text(t, do(t, srv, http.MethodGet, "/boxes/default", nil))
+	for _, bad := range []string{"<script>alert", "<img src=x", "<svg onload", "\u202e", "\u2066", "\u200b", "\x1b", "\xff", "\r", "\x00"} {
+		if strings.Contains(body, bad) {
+			t.Errorf("the page has %q", bad)
+		}
+	}
+	for _, want := range []string{`&lt;script&gt;alert(1)&lt;/script&gt;`, `<span class="esc">\u{202e}</span>`, `<span class="esc">\n</span>`, `<span class="esc">\x1b</span>`, `<span class="esc">\xff\xfe\xc3</span>`, "bytes…"} {
+		if !strings.Contains(body, want) {
+			t.Errorf("the page lacks %q", want)
+		}
+	}
+	for line := range strings.Lines(body) {
+		if strings.HasPrefix(line, "data: injected") {
+			t.Error("a name became a line of its own")
+		}
+	}
+}
+
+func TestEveryLinkOfAPageLeadsSomewhere(t *testing.T) {
+	srv := start(t, demo())
+	href := regexp.MustCompile(`(?:href|src|action|data-url)="([^"]*)"`)
+	seen := map[string]bool{}
+	for _, page := range []string{"/", "/boxes/default", "/boxes/default?q=verdict:redirected&session=" + string(demoSession)} {
+		for _, m := range href.FindAllStringSubmatch(text(t, do(t, srv, http.MethodGet, page, nil)), -1) {
+			u := strings.NewReplacer("&amp;", "&", "&#34;", `"`, "&#39;", "'").Replace(m[1])
+			if seen[u] || strings.HasPrefix(u, "#") || u == "/theme" || u == "/sign-out" {
+				continue
+			}
+			seen[u] = true
+			ctx, cancel := context.WithCancel(t.Context())
+			r, err := http.NewRequestWithContext(ctx, http.MethodGet, srv.URL+u, nil)
+			if err != nil {
+				t.Fatalf("%s: %v", u, err)
+			}
+			r.AddCookie(&http.Cookie{Name: "sandglass_session", Value: sessionOf(srv)})
+			resp, err := http.DefaultTransport.RoundTrip(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if resp.StatusCode != http.StatusOK {
+				t.Errorf("%s: %s answered %s", page, u, resp.Status)
+			}
+			_ = resp.Body.Close()
+			cancel()
+		}
+	}
+	if len(seen) < 50 {
+		t.Errorf("only found %d links", len(seen))
+	}
+}
+
+func TestAWrongQueryPointsAtTheColumn(t *testing.T) {
+	srv := start(t, demo())
+	body := text(t, do(t, srv, http.MethodGet, "/boxes/default?q="+url.QueryEscape("exe:node verdict:maybe"), nil))
+	for _, want := range []string{"Column 18", "<mark><bdi>m</bdi></mark>", `value="exe:node verdict:maybe"`, `aria-invalid="true"`} {
+		if !strings.Contains(body, want) {
+			t.Errorf("the page lacks %q", want)
+		}
+	}
+}
+
+func TestWindowsFollowOneAnother(t *testing.T) {
+	m := demo()
+	srv := start(t, m)
+	id := regexp.MustCompile(`<li id="o(\d+)"`)
+	older := regexp.MustCompile(`<a href="([^"]+)" rel="next">`)
+	newer := regexp.MustCompile(`<a href="([^"]+)" rel="prev">`)
+	var all, windows []string
+	page, last := "/boxes/default", ""
+	for page != "" {
+		body := text(t, do(t, srv, http.MethodGet, page, nil))
+		window := ""
+		for _, m := range id.FindAllStringSubmatch(body, -1) {
+			all = append(all, m[1])
+			window += m[1] + " "
+		}
+		windows = append(windows, window)
+		last = body
+		page = ""
+		if m := older.FindStringSubmatch(body); m != nil {
+			page = strings.ReplaceAll(m[1], "&amp;", "&")
+		}
+	}
+	if len(all) != len(m.ops) || len(windows) < 3 {
+		t.Fatalf("%d windows show %d of %d operations", len(windows), len(all), len(m.ops))
+	}
+	back := newer.FindStringSubmatch(last)
+	if back == nil {
+		t.Fatal("the oldest window has no way back")
+	}
+	body, window := text(t, do(t, srv, http.MethodGet, strings.ReplaceAll(back[1], "&amp;", "&"), nil)), ""
+	for _, m := range id.FindAllStringSubmatch(body, -1) {
+		window += m[1] + " "
+	}
+	if window != windows[len(windows)-2] {
+		t.Errorf("back from the oldest window is another one: %q, not %q", window, windows[len(windows)-2])
+	}
+}
+
+func TestASourceThatFailsIsSaidAndReported(t *testing.T) {
+	m := demo()
+	srv := start(t, m)
+	m.err = errors.New("disk \x1b on fire")
+	r := do(t, srv, http.MethodGet, "/", nil)
+	if body := text(t, r); r.StatusCode != http.StatusServiceUnavailable || !strings.Contains(body, `disk \x1b on fire`) {
+		t.Errorf("answered %s", r.Status)
+	}
+	if s := siteOf(srv); len(s.errs) != 1 || !errors.Is(s.errs[0], m.err) {
+		t.Errorf("reported: %v", s.errs)
+	}
+}
+
+func TestStaleIsSaid(t *testing.T) {
+	srv := start(t, demo())
+	siteOf(srv).setLive("20 s behind")
+	if body := text(t, do(t, srv, http.MethodGet, "/", nil)); !strings.Contains(body, "20 s behind") {
+		t.Error("the page does not say it")
+	}
+	if r := do(t, srv, http.MethodGet, "/healthz", nil); r.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("health answered %s", r.Status)
+	}
+}
+
+// messages reads an event stream.
+func messages(t *testing.T, srv *httptest.Server, path string, headers map[string]string) func() (event, id, data string) {
+	t.Helper()
+	r := do(t, srv, http.MethodGet, path, headers)
+	if k := r.Header.Get("Content-Type"); !strings.HasPrefix(k, "text/event-stream") {
+		t.Fatalf("%s answered %s, %s", path, r.Status, k)
+	}
+	lines := bufio.NewScanner(r.Body)
+	lines.Buffer(nil, 16<<20)
+	return func() (event, id, data string) {
+		t.Helper()
+		for lines.Scan() {
+			k, v, _ := strings.Cut(lines.Text(), ": ")
+			switch k {
+			case "event":
+				event = v
+			case "id":
+				id = v
+			case "data":
+				data += v + "\n"
+			case "":
+				return event, id, data
+			}
+		}
+		t.Fatalf("the stream ended: %v", lines.Err())
+		return
+	}
+}
+
+func TestAStreamBeginsWithEverythingAndSendsWhatChanged(t *testing.T) {
+	m := demo()
+	srv := start(t, m)
+	hubOf(srv).Publish(Tick{Seq: 41})
+	next := messages(t, srv, "/boxes/default/live", map[string]string{"Last-Event-ID": "12"})
+	if event, _, data := next(); event != "beat" || !strings.Contains(data, `"live":true`) {
+		t.Errorf("first came %s %s", event, data)
+	}
+	event, id, data := next()
+	if event != "" || id != "41" {
+		t.Errorf("then came %q with id %q", event, id)
+	}
+	for _, p := range []string{"summary", "ops", "procs", "surfaces", "sessions"} {
+		if !strings.Contains(data, `<hx-partial hx-target="#`+p+`"`) {
+			t.Errorf("it lacks %s", p)
+		}
+	}
+	m.add(core.Operation{Seq: 999, Time: time.Now(), Box: "default", Session: demoSession, Target: "/new", Surface: core.FilesRead, Action: core.ActRead, Verdict: core.Blocked})
+	hubOf(srv).Publish(Tick{Seq: 42, Boxes: []string{"other"}, Blocked: true})
+	hubOf(srv).Publish(Tick{Seq: 43, Boxes: []string{"default"}, Blocked: true})
+	_, id, data = next()
+	if id != "43" || !strings.Contains(data, "new") || strings.Contains(data, `hx-target="#procs"`) {
+		t.Errorf("the change came with id %q: %.80s", id, data)
+	}
+}
+
+func TestAFixedWindowStaysWhileCountersGoOn(t *testing.T) {
+	m := demo()
+	srv := start(t, m)
+	next := messages(t, srv, "/boxes/default/live?window=fixed", nil)
+	next()
+	if _, _, data := next(); strings.Contains(data, `hx-target="#ops"`) || !strings.Contains(data, `hx-target="#summary"`) {
+		t.Error("the stream has the list")
+	}
+}
+
+func TestStreamsEndWithTheHub(t *testing.T) {
+	srv := start(t, demo())
+	r := do(t, srv, http.MethodGet, "/live", nil)
+	hubOf(srv).Close()
+	if _, err := io.Copy(io.Discard, r.Body); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTheHubWaitsForNobodyAndMerges(t *testing.T) {
+	h := NewHub()
+	s := h.subscribe("a")
+	for i := range 10000 {
+		h.Publish(Tick{Seq: uint64(i + 1), Boxes: []string{"a"}, Blocked: i == 5000})
+	}
+	h.Publish(Tick{Seq: 20000, Boxes: []string{"b"}})
+	if got, seq := s.take(); got.Seq != 10000 || !got.Blocked || seq != 20000 || len(s.wake) != 1 {
+		t.Errorf("took %+v at %d", got, seq)
+	}
+	s.close()
+	h.Publish(Tick{Seq: 20001, Boxes: []string{"a"}})
+	if got, _ := s.take(); got.Seq != 0 {
+		t.Errorf("a subscription that was closed still gets %+v", got)
+	}
+}
+
+func TestTheWayBackIsALocalPath(t *testing.T) {
+	for in, want := range map[string]string{"/boxes/a?q=x": "/boxes/a?q=x", "": "/", "//evil.example": "/", "https://evil.example/": "/", `/\evil.example`: "/", "javascript:alert(1)": "/", "boxes": "/", "/\r\nSet-Cookie: a": "/"} {
+		if got := localPath(in); got != want {
+			t.Errorf("localPath(%q) = %q, not %q", in, got, want)
+		}
+	}
+}
+
+func TestVendoredScriptsAreWhatTheySay(t *testing.T) {
+	notes, err := os.ReadFile("assets/VENDOR.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"htmx.min.js", "hx-sse.min.js"} {
+		sum := sha256.Sum256(assets[name].data)
+		if !strings.Contains(string(notes), "| "+name+" |") || !strings.Contains(string(notes), hex.EncodeToString(sum[:])) {
+			t.Errorf("%s is not what VENDOR.md says", name)
+		}
+	}
+}
+
+func TestAssetsAreKeptForEver(t *testing.T) {
+	srv := start(t, demo())
+	for name, a := range assets {
+		r := do(t, srv, http.MethodGet, a.url, map[string]string{"Cookie": "-"})
+		if body := text(t, r); r.StatusCode != http.StatusOK || body != string(a.data) || r.Header.Get("Content-Type") != a.kind || !strings.Contains(r.Header.Get("Cache-Control"), "immutable") {
+			t.Errorf("%s answered %s, %v", name, r.Status, r.Header)
+		}
+	}
+}
