@@ -27,7 +27,7 @@ const defaultBox = "default"
 
 // How long the end of a run waits for the bus to have all of the session. What it does
 // not have by then is in the spool, and the daemon takes it from there.
-const publishPatience = 300 * time.Millisecond
+const publishPatience = 25 * time.Millisecond
 
 // runOptions are the flags of run.
 type runOptions struct {
