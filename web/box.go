@@ -374,6 +374,14 @@ func look(op *core.Operation) (class, word string) {
 	return op.Verdict.String(), op.Verdict.String()
 }
 
+// verdictText says what became of an operation.
+func verdictText(op *core.Operation) string {
+	if op.Leak {
+		return op.Verdict.String() + ", a leak: it touched the real system in a way that a stricter policy would not let pass"
+	}
+	return op.Verdict.String()
+}
+
 // outcomeText says what is known of the end of an operation.
 func outcomeText(o core.Outcome) string {
 	switch o {
@@ -417,15 +425,16 @@ type bar struct {
 }
 
 const (
-	sparkHeight = 20
-	barWidth    = 3
+	sparkHeight  = 20
+	barWidth     = 3
+	sparkBuckets = 60
 )
 
 // sparkBars lays the activity out: columns as high as the operations of their span, the
 // busiest as high as the view box. What was blocked is never less than a visible line.
 func sparkBars(buckets []core.Bucket) []bar {
-	if len(buckets) > 120 {
-		buckets = buckets[len(buckets)-120:]
+	if len(buckets) > sparkBuckets {
+		buckets = buckets[len(buckets)-sparkBuckets:]
 	}
 	var top uint64
 	for _, b := range buckets {

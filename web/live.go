@@ -49,6 +49,11 @@ func (s *site) stream(w http.ResponseWriter, r *http.Request, l live) {
 	h.Set("Content-Type", "text/event-stream; charset=utf-8")
 	h.Set("X-Accel-Buffering", "no")
 	out := eventWriter{w: w, control: http.NewResponseController(w)}
+	// The server's limit is for requests; this one was read long ago and lasts.
+	if err := out.control.SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		s.OnError(r, fmt.Errorf("event stream: %w", err))
+		return
+	}
 	ctx := r.Context()
 	sent := map[string]uint64{} // hash of what the page has, by part
 	seed := maphash.MakeSeed()

@@ -1,10 +1,14 @@
 package web
 
 import (
+	"context"
 	"fmt"
+	"io"
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/a-h/templ"
 )
 
 // run is a piece of text: either what it says, or the escape of something that could
@@ -79,6 +83,77 @@ func blank(r rune) bool {
 		return true
 	}
 	return false
+}
+
+// htmlWriter writes HTML and remembers the first error.
+type htmlWriter struct {
+	w   io.Writer
+	err error
+}
+
+func (h *htmlWriter) raw(s string) {
+	if h.err == nil {
+		_, h.err = io.WriteString(h.w, s)
+	}
+}
+
+func (h *htmlWriter) visible(s string) {
+	for _, r := range visible(s) {
+		if r.escaped {
+			h.raw(`<span class="esc">` + templ.EscapeString(r.text) + `</span>`)
+		} else {
+			h.raw(templ.EscapeString(r.text))
+		}
+	}
+}
+
+// middle is s, made visible, with its middle cut out where it is longer than n bytes.
+func (h *htmlWriter) middle(s string, n int) {
+	head, tail, left := middle(s, n)
+	h.visible(head)
+	if left > 0 {
+		h.raw(`<span class="cut">…` + number(uint64(left)) + ` bytes…</span>`)
+		h.visible(tail)
+	}
+}
+
+// The components of hostile text are written by hand and not by templ, which adds white
+// space between elements: here not even a space may be shown that is not in the text.
+
+// shown is hostile text, made visible.
+func shown(s string) templ.Component {
+	return templ.ComponentFunc(func(_ context.Context, w io.Writer) error {
+		h := htmlWriter{w: w}
+		h.visible(s)
+		return h.err
+	})
+}
+
+// shownMiddle is hostile text of about n bytes at most.
+func shownMiddle(s string, n int) templ.Component {
+	return templ.ComponentFunc(func(_ context.Context, w io.Writer) error {
+		h := htmlWriter{w: w}
+		h.middle(s, n)
+		return h.err
+	})
+}
+
+// pathShort is a path on one line: where there is no room, its folder gives way first.
+func pathShort(s string) templ.Component {
+	return templ.ComponentFunc(func(_ context.Context, w io.Writer) error {
+		h := htmlWriter{w: w}
+		dir, base := splitPath(s)
+		h.raw(`<bdi class="path">`)
+		if dir != "" {
+			h.raw(`<span class="dir">`)
+			h.middle(dir, 160)
+			h.raw(`</span>`)
+		}
+		h.raw(`<span class="base">`)
+		h.middle(base, 120)
+		h.raw(`</span></bdi>`)
+		return h.err
+	})
 }
 
 // visibleText is visible in one string, for places that hold no elements: titles,
