@@ -111,7 +111,7 @@ func hashPath(p string) uint64 {
 }
 
 // hashTree is the key under which a whole subtree counts as changed.
-func hashTree(h uint64) uint64 { return (h ^ 0) * fnvPrime }
+func hashTree(h uint64) uint64 { return h * fnvPrime } // that of p and a NUL, which no path has
 
 func (c *changed) set(h uint64) {
 	for i := range uint64(filterHash) {

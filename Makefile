@@ -1,0 +1,32 @@
+# Sandglass. `make` alone prints what can be made.
+
+export CGO_ENABLED ?= 0
+GO      ?= go
+GOFLAGS := -buildvcs=false $(GOFLAGS)
+export GOFLAGS
+
+.PHONY: help build test lint generate bench compare clean
+
+help: ## print this
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build ./sandglass, one static binary
+	$(GO) build -trimpath -o sandglass .
+
+test: ## install what tests need, then every check and test, as root and as an ordinary user
+	@bash tools/test.sh
+
+lint: ## gofmt, vet, staticcheck
+	@bash tools/lint.sh
+
+generate: ## write the Go code of the templ pages anew
+	$(GO) tool templ generate -path web
+
+bench: build ## workloads native and boxed, as ratios, in one run
+	@bash tools/bench.sh
+
+compare: build ## what strace sees of a workload against what the box's log says
+	@bash tools/compare.sh
+
+clean: ## remove what make built
+	rm -f sandglass

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Installs what the tests need and what is not there, through apt, when it may.
+set -euo pipefail
+
+missing=()
+need() { command -v "$1" >/dev/null 2>&1 || missing+=("$2"); }
+need chromium chromium
+need strace strace
+need git git
+need tmux tmux
+need gcc gcc
+need unshare util-linux
+need jq jq
+need python3 python3
+[ -e /usr/share/zoneinfo/UTC ] || missing+=(tzdata)
+dpkg -s libc6-dev >/dev/null 2>&1 || missing+=(libc6-dev)
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+as_root=()
+if [ "$(id -u)" != 0 ]; then
+	command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null || {
+		echo "missing: ${missing[*]}; install them as root" >&2
+		exit 1
+	}
+	as_root=(sudo -n)
+fi
+echo "installing: ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+"${as_root[@]}" apt-get update -qq
+"${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null

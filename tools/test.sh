@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Everything that must hold: the one test command. As root it runs the tests of boxes a
+# second time, as an ordinary user.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export GOFLAGS="-buildvcs=false ${GOFLAGS:-}"
+
+step() { printf '\n== %s\n' "$*"; }
+began=$SECONDS
+
+step 'what the tests need'
+bash tools/setup.sh
+
+step 'lint'
+bash tools/lint.sh
+
+step 'tests'
+CGO_ENABLED=0 go test -timeout 10m ./...
+
+step 'tests under the race detector'
+CGO_ENABLED=1 go test -race -timeout 15m ./...
+
+if [ "$(id -u)" = 0 ]; then
+	step 'tests of boxes as an ordinary user'
+	user=sandglass-test
+	id "$user" >/dev/null 2>&1 || useradd --create-home --shell /bin/bash "$user"
+	dir=$(mktemp -d /var/tmp/sandglass-test.XXXXXX)
+	trap 'rm -rf "$dir"' EXIT
+	chmod 755 "$dir"
+	for p in driver cli; do
+		CGO_ENABLED=0 go test -c -o "$dir/$p.test" "./$p"
+		mkdir -p "$dir/$p"
+		[ ! -d "$p/testdata" ] || cp -r "$p/testdata" "$dir/$p/"
+		chown -R "$user" "$dir/$p"
+		echo "-- $p"
+		su "$user" -c "cd '$dir/$p' && PATH=/usr/local/bin:/usr/bin:/bin TMPDIR=/tmp exec '$dir/$p.test' -test.timeout 10m"
+	done
+fi
+
+printf '\nall tests passed in %d s\n' $((SECONDS - began))
