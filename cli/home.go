@@ -35,7 +35,6 @@ func (h Home) boxes() string           { return h.path("boxes") }
 func (h Home) box(name string) string  { return h.path("boxes", name) }
 func (h Home) lock(name string) string { return h.path("locks", name) }
 func (h Home) spool() string           { return h.path("spool") }
-func (h Home) bus() string             { return h.path("bus") }
 func (h Home) daemonLock() string      { return h.path("daemon.lock") }
 func (h Home) daemonFile() string      { return h.path("daemon.json") }
 func (h Home) daemonLog() string       { return h.path("daemon.log") }

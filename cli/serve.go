@@ -162,8 +162,7 @@ func (d *daemon) run(parent context.Context) (err error) {
 		}
 	}()
 	d.proj = newProjector(b, st, d.journal.Say)
-	d.auth = web.NewAuth()
-	defer d.auth.Close()
+	d.auth = web.NewAuth() // ends with the process
 	srv := d.dashboard(st)
 	control, err := listenControl(d.home.control())
 	if err != nil {
