@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/alexedwards/scs/v2"
-	"github.com/alexedwards/scs/v2/memstore"
 )
 
 const (
@@ -33,7 +32,6 @@ const (
 // another user of the machine who sends wrong ones must not be able to lock the owner out.
 type Auth struct {
 	sessions *scs.SessionManager
-	store    *memstore.MemStore
 	now      func() time.Time
 
 	mu       sync.Mutex
@@ -48,10 +46,10 @@ type link struct {
 	made time.Time
 }
 
-// NewAuth returns an Auth to which nobody is signed in. Close ends it.
+// NewAuth returns an Auth to which nobody is signed in.
 func NewAuth() *Auth {
 	a := &Auth{sessions: scs.New(), now: time.Now}
-	a.store, _ = a.sessions.Store.(*memstore.MemStore)
+	a.sessions.Store = &sessionStore{now: func() time.Time { return a.now() }, all: map[string]storedSession{}}
 	a.sessions.Lifetime = totalLife
 	a.sessions.IdleTimeout = idleLife
 	a.sessions.HashTokenInStore = true
@@ -59,13 +57,6 @@ func NewAuth() *Auth {
 	c.Name, c.Path, c.HttpOnly, c.SameSite, c.Persist = "sandglass_session", "/", true, http.SameSiteStrictMode, false
 	// Not Secure: the dashboard is plain HTTP on the loopback interface.
 	return a
-}
-
-// Close stops the removal of sessions that expired.
-func (a *Auth) Close() {
-	if a.store != nil {
-		a.store.StopCleanup()
-	}
 }
 
 // NewLink returns the token of a new sign-in link, /sign-in?token=TOKEN. It signs one

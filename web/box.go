@@ -115,6 +115,7 @@ type boxView struct {
 	procsAll int
 	surfaces []core.SurfaceCount
 	ops      []opRow
+	more     bool   // the source stopped before it had seen everything
 	older    string // addresses of the neighbouring windows; "" when there is none
 	newer    string
 }
@@ -235,14 +236,32 @@ func (s *site) readOps(ctx context.Context, v *boxView) error {
 		}
 		return 0
 	})
-	if len(v.ops) == 0 {
-		return nil
+	// A source may stop before it found a whole page, or anything: it says where to go on.
+	next := p.Next
+	if next == 0 && len(v.ops) > 0 {
+		next = v.ops[len(v.ops)-1].cursor
+		if v.after != 0 {
+			next = v.ops[0].cursor
+		}
 	}
-	if v.after != 0 || p.More {
-		v.older = v.at(v.ops[len(v.ops)-1].cursor, 0)
-	}
-	if v.before != 0 || v.after != 0 && p.More {
-		v.newer = v.at(0, v.ops[0].cursor)
+	v.more = p.More
+	switch {
+	case v.after != 0:
+		if len(v.ops) > 0 {
+			v.older = v.at(v.ops[len(v.ops)-1].cursor, 0)
+		}
+		if p.More {
+			v.newer = v.at(0, next)
+		}
+	default:
+		if p.More {
+			v.older = v.at(next, 0)
+		}
+		if v.before != 0 && len(v.ops) > 0 {
+			v.newer = v.at(0, v.ops[0].cursor)
+		} else if v.before != 0 {
+			v.newer = v.at(0, v.before-1)
+		}
 	}
 	return nil
 }

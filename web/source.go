@@ -23,7 +23,8 @@ type Source interface {
 	// Ops returns a page of operations, newest first. A session of "" is every session
 	// of the box, a nil query every operation. With before, the newest ones that are
 	// older than it; with after, the oldest ones that are newer than it. More says
-	// whether there are more in the direction that was asked for.
+	// whether there are more in the direction that was asked for, or may be, and Next
+	// where to go on: a search for something rare may end before it found any.
 	Ops(ctx context.Context, q *query.Query, box string, session core.SessionID, before, after core.OpCursor, limit int) (core.OpsPage, error)
 	// Counts returns the counters of a box, or of one session of it.
 	Counts(ctx context.Context, box string, session core.SessionID) ([]core.SurfaceCount, error)

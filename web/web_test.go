@@ -12,12 +12,15 @@ import (
 	"net/url"
 	"os"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/core/query"
 )
 
 // running is a dashboard of a test.
@@ -29,6 +32,13 @@ type running struct {
 	why     string
 	logins  []bool
 	errs    []error
+}
+
+// told returns the sign-ins and the errors that were reported so far.
+func (s *running) told() (logins []bool, errs []error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.logins), slices.Clone(s.errs)
 }
 
 func (s *running) setLive(why string) { s.mu.Lock(); defer s.mu.Unlock(); s.why = why }
@@ -52,7 +62,7 @@ func start(t testing.TB, src Source) *httptest.Server {
 	srv.Config = NewServer(h, s.hub)
 	srv.Start()
 	runningOf.Store(srv.URL, s)
-	t.Cleanup(func() { s.hub.Close(); srv.Close(); s.auth.Close() })
+	t.Cleanup(func() { s.hub.Close(); srv.Close() })
 	r := do(t, srv, http.MethodGet, "/sign-in?token="+s.auth.NewLink(), nil)
 	for _, c := range r.Cookies() {
 		if c.Name == "sandglass_session" {
@@ -146,14 +156,13 @@ func TestALinkSignsInOnce(t *testing.T) {
 	if r := do(t, srv, http.MethodGet, link, map[string]string{"Cookie": "-"}); r.StatusCode != http.StatusForbidden {
 		t.Errorf("the link again answered %s", r.Status)
 	}
-	if len(s.logins) != 3 || !s.logins[1] || s.logins[2] { // the first is start's
-		t.Errorf("told of sign-ins: %v", s.logins)
+	if logins, _ := s.told(); !slices.Equal(logins, []bool{true, true, false}) { // the first is start's
+		t.Errorf("told of sign-ins: %v", logins)
 	}
 }
 
 func TestALinkIsGoodForTenMinutes(t *testing.T) {
 	a := NewAuth()
-	defer a.Close()
 	now := time.Now()
 	a.now = func() time.Time { return now }
 	early, late := a.NewLink(), a.NewLink()
@@ -164,6 +173,25 @@ func TestALinkIsGoodForTenMinutes(t *testing.T) {
 	now = now.Add(time.Second)
 	if ok, _ := a.redeem(late); ok {
 		t.Error("a link is taken after its time")
+	}
+}
+
+func TestSessionsEndAndAreBounded(t *testing.T) {
+	now := time.Now()
+	s := &sessionStore{now: func() time.Time { return now }, all: map[string]storedSession{}}
+	for i := range maxSignedIn + 1 {
+		if err := s.Commit(strconv.Itoa(i), []byte("x"), now.Add(time.Duration(i+1)*time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, ok, _ := s.Find("0"); ok || len(s.all) != maxSignedIn {
+		t.Errorf("%d sessions, the first among them: %v", len(s.all), ok)
+	}
+	now = now.Add(10 * time.Minute)
+	_, ended, _ := s.Find("9")
+	_, alive, _ := s.Find("10")
+	if ended || !alive {
+		t.Errorf("the one that ended is found: %v, the one that did not: %v", ended, alive)
 	}
 }
 
@@ -180,8 +208,8 @@ func TestWrongLinksAreLimitedAndLockNobodyOut(t *testing.T) {
 			t.Errorf("wrong link %d answered %s", i+1, r.Status)
 		}
 	}
-	if n := len(s.logins); n != 1+failureBurst {
-		t.Errorf("%d sign-ins were reported", n)
+	if logins, _ := s.told(); len(logins) != 1+failureBurst {
+		t.Errorf("%d sign-ins were reported", len(logins))
 	}
 	if r := do(t, srv, http.MethodGet, "/sign-in?token="+s.auth.NewLink(), map[string]string{"Cookie": "-"}); r.StatusCode != http.StatusSeeOther {
 		t.Errorf("the right link answered %s", r.Status)
@@ -368,6 +396,23 @@ func TestWindowsFollowOneAnother(t *testing.T) {
 	}
 }
 
+// TestASearchThatIsNotOverSaysSo is about a source that gives up on a rare query before
+// it has seen everything.
+func TestASearchThatIsNotOverSaysSo(t *testing.T) {
+	srv := start(t, impatient{demo()})
+	body := text(t, do(t, srv, http.MethodGet, "/boxes/default?q=verdict:blocked", nil))
+	if !strings.Contains(body, "Nothing yet") || !strings.Contains(body, `href="/boxes/default?before=17&amp;q=verdict%3Ablocked" rel="next"`) {
+		t.Error("the page does not say that there may be more, or not where")
+	}
+}
+
+// impatient finds nothing and says where it stopped.
+type impatient struct{ *memory }
+
+func (impatient) Ops(context.Context, *query.Query, string, core.SessionID, core.OpCursor, core.OpCursor, int) (core.OpsPage, error) {
+	return core.OpsPage{More: true, Next: 17}, nil
+}
+
 func TestASourceThatFailsIsSaidAndReported(t *testing.T) {
 	m := demo()
 	srv := start(t, m)
@@ -376,8 +421,8 @@ func TestASourceThatFailsIsSaidAndReported(t *testing.T) {
 	if body := text(t, r); r.StatusCode != http.StatusServiceUnavailable || !strings.Contains(body, `disk \x1b on fire`) {
 		t.Errorf("answered %s", r.Status)
 	}
-	if s := siteOf(srv); len(s.errs) != 1 || !errors.Is(s.errs[0], m.err) {
-		t.Errorf("reported: %v", s.errs)
+	if _, errs := siteOf(srv).told(); len(errs) != 1 || !errors.Is(errs[0], m.err) {
+		t.Errorf("reported: %v", errs)
 	}
 }
 

@@ -13,6 +13,14 @@ const (
 	maxSurfaces = 80 // rows of the counters
 )
 
+// further is where a search goes on that stopped.
+func (v boxView) further() string {
+	if v.after != 0 {
+		return v.newer
+	}
+	return v.older
+}
+
 func plural(n int, one, many string) string {
 	if n == 1 {
 		return one
