@@ -23,10 +23,10 @@ generate: ## write the Go code of the templ pages anew
 	$(GO) tool templ generate -path web
 
 bench: build ## workloads native and boxed, as ratios, in one run
-	@bash tools/bench.sh
+	@$(GO) build -trimpath -o tools/bench/bench ./tools/bench && tools/bench/bench; rm -f tools/bench/bench
 
 compare: build ## what strace sees of a workload against what the box's log says
-	@bash tools/compare.sh
+	@$(GO) run ./tools/compare
 
 clean: ## remove what make built
 	rm -f sandglass
