@@ -96,7 +96,11 @@ func (s *site) stream(w http.ResponseWriter, r *http.Request, l live) {
 		if b.Len() == 0 {
 			return nil
 		}
-		return out.event("", strconv.FormatUint(seq, 10), b.String())
+		id := ""
+		if seq != 0 { // the hub has heard of the stream
+			id = strconv.FormatUint(seq, 10)
+		}
+		return out.event("", id, b.String())
 	}
 
 	if err := update(true); err != nil {
