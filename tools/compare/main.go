@@ -161,7 +161,7 @@ func compare(box, name, script string) (missing int, err error) {
 	return missing, nil
 }
 
-var randomName = regexp.MustCompile(`[0-9a-f]{6,}|[0-9]+|[A-Za-z0-9]*[0-9A-Z][A-Za-z0-9]{5,}|(tmp|XX|\.)[A-Za-z0-9_]{6,}`)
+var randomName = regexp.MustCompile(`/tmp/[^/]+|/[0-9a-f]{2}/|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{6,}|[0-9]+|[A-Za-z0-9]*[0-9A-Z][A-Za-z0-9]{5,}|(tmp|XX|\.)[A-Za-z0-9_]{6,}`)
 
 // mask replaces what is another in each run: numbers, hashes, names of temporary files.
 func mask(p string) string { return randomName.ReplaceAllString(p, "*") }
