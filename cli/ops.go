@@ -25,6 +25,9 @@ const personLimit = 1000
 const (
 	opsPage     = 1000
 	followEvery = 100 * time.Millisecond
+
+	// daemonRounds is after how many looks --follow makes sure that there is a daemon.
+	daemonRounds = 10
 )
 
 type opsOptions struct {
@@ -225,11 +228,14 @@ func (o *opsOptions) goOn(ctx context.Context, p *printer, h Home, r *reader, q 
 	}
 	t := time.NewTicker(followEvery)
 	defer t.Stop()
-	for {
+	for round := 1; ; round++ {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-t.C:
+		}
+		if round%daemonRounds == 0 {
+			h.summonDaemon() // one that was killed is not missed for long
 		}
 		if err := r.current(); err != nil {
 			return err

@@ -262,11 +262,11 @@ func (o *runOptions) runSession(p *printer, command []string) (err error) {
 			return homeHint(err)
 		}
 	}
-	return s.record(p, h, d.nats)
+	return s.record(p, h, d.nats, !o.noServe)
 }
 
 // record runs the session with its log.
-func (s *session) record(p *printer, h Home, natsURL string) error {
+func (s *session) record(p *printer, h Home, natsURL string, serve bool) error {
 	var trouble troubles
 	log, err := events.OpenLog(events.LogOptions{Home: string(h), Session: s.Session, NATSURL: natsURL, Bad: trouble.add})
 	if err != nil {
@@ -287,6 +287,11 @@ func (s *session) record(p *printer, h Home, natsURL string) error {
 	defer cancel()
 	if cerr := log.Close(ctx); lerr == nil {
 		lerr = cerr
+	}
+	if serve && log.Stats().Waiting > 0 {
+		// The daemon may have died since this run began, even in the moment when it was
+		// looked for and still held its lock.
+		h.summonDaemon()
 	}
 	if err == nil && lerr != nil {
 		err = homeHint(fmt.Errorf("end the log of session %s: %w", s.ID, lerr))

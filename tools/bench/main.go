@@ -34,12 +34,9 @@ func sh(script string) error {
 	return c.Run()
 }
 
-func goroot() string {
+func goroot() (string, error) {
 	out, err := exec.Command("go", "env", "GOROOT").Output()
-	if err != nil {
-		return runtime.GOROOT()
-	}
-	return strings.TrimSpace(string(out))
+	return strings.TrimSpace(string(out)), err
 }
 
 func workloads(src string) []workload {
@@ -115,7 +112,11 @@ func bench(box string) error {
 		return err
 	}
 	defer os.RemoveAll(top)
-	home, dir, src := filepath.Join(top, "home"), filepath.Join(top, "work"), filepath.Join(goroot(), "src")
+	root, err := goroot()
+	if err != nil {
+		return fmt.Errorf("go env GOROOT: %w", err)
+	}
+	home, dir, src := filepath.Join(top, "home"), filepath.Join(top, "work"), filepath.Join(root, "src")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
