@@ -73,7 +73,8 @@ func socketName(path string) (name string, done func(), err error) {
 }
 
 // ask sends a request to the daemon and hands each line of the answer but the last to
-// each, if that is not nil. The last one is returned. Without a daemon the error is errNoDaemon.
+// each, if that is not nil. The last one is returned. Without a daemon, or when it dies, the error
+// wraps errNoDaemon.
 func (h Home) ask(ctx context.Context, q request, each func(reply)) (reply, error) {
 	name, done, err := socketName(h.control())
 	if err != nil {
@@ -91,8 +92,11 @@ func (h Home) ask(ctx context.Context, q request, each func(reply)) (reply, erro
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Now()) })()
 	fail := func(err error) (reply, error) {
-		if ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
 			err = context.Cause(ctx)
+		case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+			err = fmt.Errorf("it went away: %w", errNoDaemon)
 		}
 		return reply{}, fmt.Errorf("ask the daemon for %s: %w", q.Do, err)
 	}
@@ -120,7 +124,7 @@ func (h Home) ask(ctx context.Context, q request, each func(reply)) (reply, erro
 		return fail(err)
 	}
 	if !last.Done {
-		return fail(fmt.Errorf("it went away: %w", io.ErrUnexpectedEOF))
+		return fail(io.ErrUnexpectedEOF)
 	}
 	return last, nil
 }

@@ -169,6 +169,20 @@ func (h Home) startDaemon(addr string, any bool, o orders) (address string, err 
 	return address, cmd.Process.Release()
 }
 
+// reviveDaemon starts the daemon again when it has died. One that was stopped stays so: it
+// has removed daemon.json.
+func (h Home) reviveDaemon() error {
+	info, err := h.daemonInfo()
+	if err != nil {
+		return nil
+	}
+	_, err = h.startDaemon(defaultListen, true, orders{NATS: info.NATS})
+	if errors.Is(err, errLocked) {
+		return nil
+	}
+	return err
+}
+
 func withoutEnv(env []string, name string) []string {
 	var out []string
 	for _, e := range env {

@@ -25,6 +25,7 @@ const personLimit = 1000
 const (
 	opsPage     = 1000
 	followEvery = 100 * time.Millisecond
+	reviveEach  = 10 // looks, after which --follow looks whether the daemon has died
 
 	// daemonRounds is after how many looks --follow makes sure that there is a daemon.
 	daemonRounds = 10
@@ -221,7 +222,7 @@ func (o *opsOptions) between(ctx context.Context, p *printer, r *reader, q *quer
 
 // goOn prints operations as they come, until ctx ends. It looks at the projections, so it
 // misses nothing while the daemon is away or starts again. Without a daemon nobody would
-// fold: it starts one.
+// fold: it starts one, and another one when that dies.
 func (o *opsOptions) goOn(ctx context.Context, p *printer, h Home, r *reader, q *query.Query, at core.OpCursor) error {
 	if err := h.needDaemon(ctx); err != nil {
 		return err

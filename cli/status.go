@@ -134,14 +134,14 @@ func newStop(p *printer) *cobra.Command {
 			ctx, cancel := context.WithTimeout(c.Context(), 30*time.Second)
 			defer cancel()
 			_, err = h.ask(ctx, request{Do: doStop}, nil)
-			if errors.Is(err, errNoDaemon) {
+			if err == errNoDaemon {
 				p.Note("no daemon is running")
 				return nil
 			}
-			if err != nil {
+			if err != nil && !errors.Is(err, errNoDaemon) {
 				return err
 			}
-			// It is gone when it has let go of its lock.
+			// It is gone when it has let go of its lock, also if it has died meanwhile.
 			for {
 				l, err := lockFile(h.daemonLock(), lockTry)
 				if err == nil {
