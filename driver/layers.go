@@ -169,7 +169,7 @@ func (b boxDir) makeFrame(l layer, s planStep) (large []string, err error) {
 		return nil, err
 	}
 	ents, err := os.ReadDir(s.Path)
-	if err != nil && !errors.Is(err, fs.ErrPermission) {
+	if err != nil && !errors.Is(err, fs.ErrPermission) && !errors.Is(err, fs.ErrNotExist) { // gone since: a mount point may
 		return nil, err
 	}
 	points := map[string]bool{}

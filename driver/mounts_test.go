@@ -95,6 +95,29 @@ echo box > ro/f || echo refused; cat ro/f; ls pseudo | wc -l; cat file`)
 	}
 }
 
+// A mount that an earlier session of the box had a layer for may be gone.
+func TestAMountThatWentAway(t *testing.T) {
+	unshared(t, "TestInMountThatWentAway", `
+mount -t tmpfs t "$TOP"; cd "$TOP"; mkdir -p gone/deep/mount tmp; mount -t tmpfs m gone/deep/mount; export TMPDIR=$TOP/tmp`)
+}
+
+func TestInMountThatWentAway(t *testing.T) {
+	top := os.Getenv("PREPARED_MOUNTS")
+	if top == "" {
+		return // run by TestAMountThatWentAway, in the mounts that it makes
+	}
+	l := newLab(t)
+	l.sh("echo box > " + top + "/gone/deep/mount/f")
+	for _, cmd := range [][]string{{"umount", top + "/gone/deep/mount"}, {"rm", "-r", top + "/gone"}} {
+		if out, err := exec.Command(cmd[0], cmd[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	if r := l.sh("ls " + top); r.out != "tmp\n" {
+		t.Errorf("the box still shows %q", r.out)
+	}
+}
+
 func TestRootOnOverlay(t *testing.T) {
 	if os.Getuid() != 0 {
 		return // an ordinary user cannot put an overlay on /: see ARCHITECTURE.md

@@ -357,7 +357,10 @@ func (r *run) plan() error {
 	}
 	var splits []string
 	for _, l := range ls {
-		splits = append(splits, l.Path)
+		// One that has gone outside (a mount of an earlier day) is not in the view.
+		if _, err := os.Lstat(l.Path); err == nil {
+			splits = append(splits, l.Path)
+		}
 	}
 	hide := make([]string, len(r.o.Hide))
 	for i, h := range r.o.Hide {
