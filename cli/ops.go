@@ -25,9 +25,8 @@ const personLimit = 1000
 const (
 	opsPage     = 1000
 	followEvery = 100 * time.Millisecond
-	reviveEach  = 10 // looks, after which --follow looks whether the daemon has died
 
-	// daemonRounds is after how many looks --follow makes sure that there is a daemon.
+	// daemonRounds is after how many looks --follow starts a daemon that has died again.
 	daemonRounds = 10
 )
 
@@ -236,7 +235,9 @@ func (o *opsOptions) goOn(ctx context.Context, p *printer, h Home, r *reader, q 
 		case <-t.C:
 		}
 		if round%daemonRounds == 0 {
-			h.summonDaemon() // one that was killed is not missed for long
+			if err := h.reviveDaemon(); err != nil {
+				return err
+			}
 		}
 		if err := r.current(); err != nil {
 			return err

@@ -290,8 +290,9 @@ func (s *session) record(p *printer, h Home, natsURL string, serve bool) error {
 	}
 	if serve && log.Stats().Waiting > 0 {
 		// The daemon may have died since this run began, even in the moment when it was
-		// looked for and still held its lock.
-		h.summonDaemon()
+		// looked for and still held its lock. If it cannot be started again the spool
+		// waits, and the next command says why.
+		h.reviveDaemon()
 	}
 	if err == nil && lerr != nil {
 		err = homeHint(fmt.Errorf("end the log of session %s: %w", s.ID, lerr))
