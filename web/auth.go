@@ -5,7 +5,9 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
+	"net"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
@@ -54,7 +56,7 @@ func NewAuth() *Auth {
 	a.sessions.IdleTimeout = idleLife
 	a.sessions.HashTokenInStore = true
 	c := &a.sessions.Cookie
-	c.Name, c.Path, c.HttpOnly, c.SameSite, c.Persist = "sandglass_session", "/", true, http.SameSiteStrictMode, false
+	c.Path, c.HttpOnly, c.SameSite, c.Persist = "/", true, http.SameSiteStrictMode, false
 	// Not Secure: the dashboard is plain HTTP on the loopback interface.
 	return a
 }
@@ -110,6 +112,28 @@ func (a *Auth) redeem(token string) (ok, limited bool) {
 	return false, false
 }
 
+// cookieName is the name of the session's cookie. Cookies know hosts but no ports: a
+// name of its own keeps two dashboards on one machine from signing one another out.
+func cookieName(r *http.Request) string {
+	_, port, err := net.SplitHostPort(r.Host)
+	if err != nil {
+		return "sandglass_session"
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return "sandglass_session"
+	}
+	return "sandglass_session_" + port
+}
+
+// withSession gives requests their session.
+func (a *Auth) withSession(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		m := *a.sessions // shares the store and the place in the context
+		m.Cookie.Name = cookieName(r)
+		m.LoadAndSave(next).ServeHTTP(w, r)
+	})
+}
+
 // signedIn says whether a request comes from a browser that is signed in. It must have
 // come through the session manager.
 func (a *Auth) signedIn(r *http.Request) bool {
@@ -118,7 +142,7 @@ func (a *Auth) signedIn(r *http.Request) bool {
 
 // stillSignedIn asks the store, for requests that last.
 func (a *Auth) stillSignedIn(r *http.Request) bool {
-	ctx, err := a.sessions.Load(r.Context(), cookieValue(r, a.sessions.Cookie.Name))
+	ctx, err := a.sessions.Load(r.Context(), cookieValue(r, cookieName(r)))
 	return err == nil && a.sessions.GetBool(ctx, "signed in")
 }
 

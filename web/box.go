@@ -22,6 +22,14 @@ const (
 	maxSessions = 30  // that a box's page lists
 	maxProcs    = 250 // rows of the process tree
 	maxDepth    = 10  // steps that the tree is indented at most
+
+	// A box chooses how long the texts of its operations are. A window that holds more
+	// than this shows the beginning of the longest, so that what is sent ten times a
+	// second is a few hundred kilobytes at most, which a browser shows in time for the
+	// next; an operation that is alone in its window shows all it can.
+	windowRoom = 24 << 10
+	minWhole   = 64       // of a text, however full the window is
+	maxWhole   = 16 << 10 // of a text, however empty: four times the longest path
 )
 
 // boxFilter is what the address of a box's page asks for.
@@ -115,6 +123,7 @@ type boxView struct {
 	procsAll int
 	surfaces []core.SurfaceCount
 	ops      []opRow
+	room     int    // bytes of each text that the window has room for
 	more     bool   // the source stopped before it had seen everything
 	older    string // addresses of the neighbouring windows; "" when there is none
 	newer    string
@@ -227,6 +236,7 @@ func (s *site) readOps(ctx context.Context, v *boxView) error {
 			v.ops = append(v.ops, opRow{p.Ops[i], p.Cursors[i]})
 		}
 	}
+	v.room = roomFor(v.ops)
 	slices.SortFunc(v.ops, func(a, b opRow) int {
 		switch {
 		case a.cursor > b.cursor:
@@ -266,6 +276,36 @@ func (s *site) readOps(ctx context.Context, v *boxView) error {
 	return nil
 }
 
+// roomFor returns how many bytes of each text a window of ops shows: as many as there is
+// room for when the short ones leave theirs to the long ones.
+func roomFor(ops []opRow) int {
+	if len(ops) == 1 {
+		return maxWhole
+	}
+	var lengths []int
+	for i := range ops {
+		op := &ops[i]
+		lengths = append(lengths, len(op.Target), len(op.Exe))
+		for _, k := range firstKeys(op.Detail) {
+			lengths = append(lengths, len(op.Detail[k]))
+		}
+	}
+	slices.Sort(lengths)
+	left := windowRoom
+	for i, n := range lengths {
+		if share := left / (len(lengths) - i); n > share { // and so are all after it
+			return max(minWhole, share)
+		}
+		left -= n
+	}
+	return maxWhole
+}
+
+// alone is the address of a page that shows one operation.
+func (f boxFilter) alone(op *opRow) string {
+	return boxFilter{box: f.box, session: op.Session}.with("seq:" + strconv.FormatUint(uint64(op.Seq), 10))
+}
+
 func (s *site) box(w http.ResponseWriter, r *http.Request) {
 	v := boxView{boxFilter: s.readFilter(r)}
 	ctx := r.Context()
@@ -302,7 +342,7 @@ func (s *site) boxLive(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no such box", http.StatusNotFound)
 		return
 	}
-	s.stream(w, r, live{box: f.box, gap: boxGap, parts: func(ctx context.Context, slow bool) ([]part, error) {
+	s.stream(w, r, live{box: f.box, gap: boxGap, now: func(ctx context.Context) ([]part, error) {
 		v := boxView{boxFilter: f}
 		if err := s.readTop(ctx, &v); err != nil {
 			return nil, err
@@ -314,13 +354,16 @@ func (s *site) boxLive(w http.ResponseWriter, r *http.Request) {
 			}
 			parts = append(parts, part{"ops", opsWindow(v)})
 		}
-		if slow {
-			if err := s.readSide(ctx, &v); err != nil {
-				return nil, err
-			}
-			parts = append(parts, part{"procs", procsPart(v)}, part{"surfaces", surfacesPart(v)}, part{"sessions", sessionsPart(v)})
-		}
 		return parts, nil
+	}, aside: func(ctx context.Context) ([]part, error) {
+		v := boxView{boxFilter: f}
+		if err := s.readTop(ctx, &v); err != nil {
+			return nil, err
+		}
+		if err := s.readSide(ctx, &v); err != nil {
+			return nil, err
+		}
+		return []part{{"procs", procsPart(v)}, {"surfaces", surfacesPart(v)}, {"sessions", sessionsPart(v)}}, nil
 	}})
 }
 

@@ -59,7 +59,7 @@ type tab struct {
 	said []string // errors and warnings in the console, violations of the policy
 }
 
-func browse(t *testing.T, srv *httptest.Server) *tab {
+func browse(t testing.TB, srv *httptest.Server) *tab {
 	t.Helper()
 	started.Store(true)
 	browser, err := chromium()
@@ -95,7 +95,7 @@ func browse(t *testing.T, srv *httptest.Server) *tab {
 	return b
 }
 
-func (b *tab) run(t *testing.T, steps ...step) {
+func (b *tab) run(t testing.TB, steps ...step) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(b.ctx, 30*time.Second)
 	defer cancel()
@@ -139,7 +139,7 @@ func (b *tab) visit(path, theme string) step {
 					return err
 				}
 			}
-			_, err := cdp.Call(ctx, tab, network.SetCookie, network.SetCookieParams{Name: "sandglass_session", Value: sessionOf(b.srv), URL: b.srv.URL, HTTPOnly: &yes})
+			_, err := cdp.Call(ctx, tab, network.SetCookie, network.SetCookieParams{Name: sessionCookie(b.srv), Value: sessionOf(b.srv), URL: b.srv.URL, HTTPOnly: &yes})
 			return err
 		}),
 		chromedp.Navigate(b.srv.URL+path),
@@ -226,6 +226,19 @@ func TestAPageSaysWhenItIsNotLiveAndComesBack(t *testing.T) {
 	m.add(core.Operation{Seq: 1001, Time: time.Now(), Box: "default", Session: demoSession, Target: "/after", Surface: core.FilesRead, Action: core.ActRead, Verdict: core.Allowed})
 	hubOf(srv).Publish(Tick{Seq: 10, Boxes: []string{"default"}})
 	b.run(t, see(`document.querySelector(".op .target").textContent.includes("after")`))
+}
+
+func TestAPageSaysThatItsSessionEnded(t *testing.T) {
+	srv := start(t, demo())
+	b := browse(t, srv)
+	b.run(t, b.visit("/", ""))
+	store := siteOf(srv).auth.sessions.Store.(*sessionStore)
+	store.mu.Lock()
+	clear(store.all)
+	store.mu.Unlock()
+	srv.CloseClientConnections()
+	b.run(t, see(`document.querySelector("#live[data-state=lost]")?.textContent.includes("signed out")`), see(`!document.querySelector("#stream")`),
+		chromedp.Reload(), see(`document.querySelector("h1").textContent === "Sign in"`))
 }
 
 func TestKeysWork(t *testing.T) {

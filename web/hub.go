@@ -7,7 +7,7 @@ import (
 
 // Tick says that something changed and can be read now.
 type Tick struct {
-	Seq     uint64   // of the stream, up to which the projections are folded
+	Seq     uint64   // of the stream, up to which the projections are folded; 0: as before
 	Boxes   []string // that changed
 	Blocked bool     // an operation was blocked, or is a leak: show it at once
 }
@@ -33,11 +33,12 @@ func NewHub() *Hub {
 func (h *Hub) Publish(t Tick) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.seq = t.Seq
+	if t.Seq != 0 {
+		h.seq = t.Seq
+	}
 	for s := range h.subs {
 		if s.box == "" || slices.Contains(t.Boxes, s.box) {
-			s.pending.Seq = t.Seq
-			s.pending.Blocked = s.pending.Blocked || t.Blocked
+			s.blocked = s.blocked || t.Blocked
 			select {
 			case s.wake <- struct{}{}:
 			default: // it has not yet looked at the last one: it finds both in one
@@ -56,12 +57,19 @@ func (h *Hub) Close() {
 	}
 }
 
+// at returns the sequence up to which the projections are folded.
+func (h *Hub) at() uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.seq
+}
+
 // subscription is one reader's place in the hub.
 type subscription struct {
 	hub     *Hub
 	box     string // "" for all
 	wake    chan struct{}
-	pending Tick // guarded by hub.mu
+	blocked bool // since the last take; guarded by hub.mu
 }
 
 // subscribe returns a place for a reader that cares for one box, or for all ("").
@@ -73,13 +81,20 @@ func (h *Hub) subscribe(box string) *subscription {
 	return s
 }
 
-// take returns what happened since it was last called, and the sequence up to which
-// the projections are folded now.
-func (s *subscription) take() (t Tick, seq uint64) {
+// take says that its reader reads now, and returns the sequence up to which the
+// projections are folded.
+func (s *subscription) take() (seq uint64) {
 	s.hub.mu.Lock()
 	defer s.hub.mu.Unlock()
-	t, s.pending = s.pending, Tick{}
-	return t, s.hub.seq
+	s.blocked = false
+	return s.hub.seq
+}
+
+// urgent says whether something was blocked since the last take.
+func (s *subscription) urgent() bool {
+	s.hub.mu.Lock()
+	defer s.hub.mu.Unlock()
+	return s.blocked
 }
 
 func (s *subscription) close() {

@@ -9,25 +9,36 @@ import (
 	"hash/maphash"
 	"net/http"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/sandglass/sandglass/core"
 )
 
 const (
-	boxGap     = 100 * time.Millisecond // between two renderings of a box's page
+	boxGap     = 100 * time.Millisecond // between two readings of a box's window
 	boxesGap   = 400 * time.Millisecond // of all boxes
 	blockedGap = 40 * time.Millisecond  // when something was blocked: on the screen within 150 ms
-	slowGap    = time.Second            // of parts that need not be exact to the moment
+	sideGap    = time.Second            // between two readings of what need not be exact to the moment
+	sideShare  = 9                      // after reading it, it is left alone for so many times as long
 	beatEvery  = 5 * time.Second        // the page calls itself stale after 3 beats without one
 	writeLimit = 10 * time.Second       // for one message; a browser that is slower connects again
 )
 
 // live is an event stream: the parts of a page, again and again.
 type live struct {
-	box   string        // whose changes matter; "" for all
-	gap   time.Duration // between renderings
-	parts func(ctx context.Context, slow bool) ([]part, error)
+	box string        // whose changes matter; "" for all
+	gap time.Duration // between readings of now
+	now func(context.Context) ([]part, error)
+	// aside reads parts that may take long, as the processes of a build do: now never
+	// waits for it. nil: there are none.
+	aside func(context.Context) ([]part, error)
+}
+
+// rendered is a part as it is sent.
+type rendered struct {
+	id   string
+	html []byte
 }
 
 // stream answers with l until the browser goes away, signs out, or the hub closes. What
@@ -54,44 +65,26 @@ func (s *site) stream(w http.ResponseWriter, r *http.Request, l live) {
 		s.OnError(r, fmt.Errorf("event stream: %w", err))
 		return
 	}
-	ctx := r.Context()
+	ctx, cancel := context.WithCancel(r.Context())
+	var reading sync.WaitGroup // of what is aside
+	defer reading.Wait()
+	defer cancel()
+
 	sent := map[string]uint64{} // hash of what the page has, by part
 	seed := maphash.MakeSeed()
+	said := ""  // why the page was told that it is not up to date
+	aside := "" // why what is aside is not
 
-	said := "" // why the page was told that it is not up to date
-
-	// update renders and sends what changed.
-	update := func(slow bool) error {
-		_, seq := sub.take()
-		if _, why := s.staleness(); slow || why != said {
-			if said = why; s.beat(&out, why) != nil {
-				return errBrowserGone
-			}
-		}
-		parts, err := l.parts(ctx, slow)
-		if err != nil {
-			if errors.Is(err, core.ErrNotFound) {
-				return errors.Join(out.event("gone", "", "{}"), err)
-			}
-			if ctx.Err() != nil {
-				return err
-			}
-			s.OnError(r, err)
-			said = "unreadable"
-			return s.beat(&out, "what was recorded cannot be read: "+visibleText(core.Shorten(err.Error(), 200)))
-		}
+	// send sends what changed.
+	send := func(seq uint64, parts []rendered) error {
 		var b bytes.Buffer
 		for _, p := range parts {
-			html, err := renderPart(ctx, p)
-			if err != nil {
-				return err
-			}
-			sum := maphash.Bytes(seed, html)
+			sum := maphash.Bytes(seed, p.html)
 			if old, ok := sent[p.id]; ok && old == sum {
 				continue
 			}
 			sent[p.id] = sum
-			fmt.Fprintf(&b, `<hx-partial hx-target="#%s" hx-swap="outerMorph">%s</hx-partial>`, p.id, html)
+			fmt.Fprintf(&b, `<hx-partial hx-target="#%s" hx-swap="outerMorph">%s</hx-partial>`, p.id, p.html)
 		}
 		if b.Len() == 0 {
 			return nil
@@ -102,18 +95,83 @@ func (s *site) stream(w http.ResponseWriter, r *http.Request, l live) {
 		}
 		return out.event("", id, b.String())
 	}
+	// tell tells the page why it is not up to date, or that it is, when that changed or
+	// a beat is due.
+	tell := func(why string, beat bool) error {
+		if why == said && !beat {
+			return nil
+		}
+		said = why
+		return s.beat(&out, why)
+	}
+	// unread says why something could not be read; an error of its own ends the stream.
+	unread := func(err error) (why string, end error) {
+		switch {
+		case errors.Is(err, core.ErrNotFound):
+			return "", errors.Join(out.event("gone", "", `{"why":"missing"}`), err)
+		case ctx.Err() != nil:
+			return "", err
+		}
+		s.OnError(r, err)
+		return "what was recorded cannot be read: " + visibleText(core.Shorten(err.Error(), 200)), nil
+	}
+	// update reads what is now and sends what changed.
+	update := func(beat bool) error {
+		seq := sub.take()
+		parts, err := read(ctx, l.now)
+		if err != nil {
+			why, end := unread(err)
+			if end != nil {
+				return end
+			}
+			return tell(why, true)
+		}
+		_, why := s.staleness()
+		if why == "" {
+			why = aside
+		}
+		if err := tell(why, beat); err != nil {
+			return err
+		}
+		return send(seq, parts)
+	}
+
+	type side struct {
+		seq   uint64
+		parts []rendered
+		err   error
+		took  time.Duration
+	}
+	sides := make(chan side, 1) // one is read at a time
+	var (
+		resting <-chan time.Time // ends when it may be read again
+		busy    bool             // it is being read, or rests
+		wanted  bool             // something changed since it was begun to be read
+	)
+	readSide := func() {
+		busy, wanted = true, false
+		reading.Go(func() {
+			start := time.Now()
+			seq := s.Hub.at()
+			parts, err := read(ctx, l.aside)
+			sides <- side{seq, parts, err, time.Since(start)}
+		})
+	}
 
 	if err := update(true); err != nil {
 		return
 	}
-	last, lastSlow := time.Now(), time.Now()
+	if l.aside != nil {
+		readSide()
+	}
+	last := time.Now()
 	var due <-chan time.Time
 	var dueAt time.Time
 	gap := l.gap
 	beat := time.NewTicker(beatEvery)
 	defer beat.Stop()
 	for {
-		slow := false
+		beating := false
 		select {
 		case <-ctx.Done():
 			return
@@ -121,48 +179,77 @@ func (s *site) stream(w http.ResponseWriter, r *http.Request, l live) {
 			return
 		case <-sub.wake:
 			next := last.Add(gap)
-			if sub.blocked() {
+			if sub.urgent() {
 				next = last.Add(min(gap, max(blockedGap, gap-l.gap)))
 			}
 			if due == nil || next.Before(dueAt) {
 				dueAt, due = next, time.After(max(0, time.Until(next)))
 			}
+			if wanted = l.aside != nil; wanted && !busy {
+				readSide()
+			}
+			continue
+		case <-resting:
+			if busy = false; wanted {
+				readSide()
+			}
+			continue
+		case got := <-sides:
+			var err error
+			if aside = ""; got.err != nil {
+				if aside, err = unread(got.err); err == nil {
+					err = tell(aside, false)
+				}
+			} else {
+				err = send(got.seq, got.parts)
+			}
+			if err != nil {
+				return
+			}
+			resting = time.After(max(sideGap, sideShare*got.took))
 			continue
 		case <-beat.C:
 			if !s.auth.stillSignedIn(r) {
-				_ = out.event("gone", "", "{}") // it ends either way
+				_ = out.event("gone", "", `{"why":"signed out"}`) // it ends either way
 				return
 			}
-			slow = true
+			beating = true
+			if l.aside != nil && !busy {
+				readSide()
+			}
 		case <-due:
-			slow = time.Since(lastSlow) >= slowGap
 		}
 		due = nil
 		start := time.Now()
-		if err := update(slow); err != nil {
+		if err := update(beating); err != nil {
 			return
 		}
 		last = time.Now()
-		if slow {
-			lastSlow = last
-		} else if time.Since(lastSlow) < slowGap {
-			// The last change of a burst must reach the slow parts too.
-			dueAt = lastSlow.Add(slowGap)
-			due = time.After(time.Until(dueAt))
-		}
 		// Where reading takes long, read less often: at most half of the time.
 		gap = l.gap + last.Sub(start)
 	}
 }
 
-// blocked says whether something was blocked since the last take.
-func (s *subscription) blocked() bool {
-	s.hub.mu.Lock()
-	defer s.hub.mu.Unlock()
-	return s.pending.Blocked
+// read reads parts and makes HTML of them. A panic on the way is an error.
+func read(ctx context.Context, from func(context.Context) ([]part, error)) (all []rendered, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			all, err = nil, fmt.Errorf("panic: %v", v)
+		}
+	}()
+	parts, err := from(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range parts {
+		var b bytes.Buffer
+		if err := p.body.Render(ctx, &b); err != nil {
+			return nil, fmt.Errorf("render %s: %w", p.id, err)
+		}
+		all = append(all, rendered{p.id, b.Bytes()})
+	}
+	return all, nil
 }
-
-var errBrowserGone = errors.New("the browser went away")
 
 // beat tells the page whether what it shows is up to date.
 func (s *site) beat(out *eventWriter, why string) error {

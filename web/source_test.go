@@ -246,6 +246,7 @@ var hostile = []string{
 	"/tmp/z" + string(slices.Repeat([]rune{0x0300, 0x0301}, 40)) + "algo",
 	"/tmp/" + string(slices.Repeat([]byte("long/"), 818)),
 	"/" + string(slices.Repeat([]byte("x"), 4095)),
+	"/" + string(slices.Repeat([]byte{0xff}, 4095)),
 	"\n\ndata: injected\n\nevent: gone\n\n",
 	"/tmp/  two  spaces ",
 	"\u2066\u2067/عربى/עברית",

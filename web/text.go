@@ -27,26 +27,32 @@ const maxMarks = 4
 // without a shape of their own, such as those that turn the direction of text
 // (\u{202e}). A run of plain spaces longer than one, or at either end, is shown as
 // \x20 so that no two different strings look alike.
+//
+// It takes time in proportion to s: a box chooses s, and every line of every window goes
+// through here.
 func visible(s string) []run {
 	var runs []run
 	plain, marks := 0, 0
+	var escapes []byte // of the run that is being written; they follow one another
+	flush := func() {
+		if len(escapes) > 0 {
+			runs = append(runs, run{string(escapes), true})
+			escapes = escapes[:0]
+		}
+	}
 	escape := func(from, to int, as string) {
 		if plain < from {
+			flush()
 			runs = append(runs, run{text: s[plain:from]})
 		}
-		if n := len(runs); n > 0 && runs[n-1].escaped {
-			runs[n-1].text += as
-		} else {
-			runs = append(runs, run{as, true})
-		}
+		escapes = append(escapes, as...)
 		plain = to
 	}
 	for i := 0; i < len(s); {
 		r, n := utf8.DecodeRuneInString(s[i:])
 		switch {
 		case r == utf8.RuneError && n == 1:
-			escape(i, i+1, fmt.Sprintf(`\x%02x`, s[i]))
-			marks = 0
+			escape(i, i+1, byteEscape(s[i]))
 		case r == '\n':
 			escape(i, i+1, `\n`)
 		case r == '\r':
@@ -54,7 +60,7 @@ func visible(s string) []run {
 		case r == '\t':
 			escape(i, i+1, `\t`)
 		case r < ' ' || r == 0x7f:
-			escape(i, i+1, fmt.Sprintf(`\x%02x`, r))
+			escape(i, i+1, byteEscape(s[i]))
 		case r == ' ' && (i == 0 || i == len(s)-1 || s[i-1] == ' '):
 			escape(i, i+1, `\x20`)
 		case unicode.Is(unicode.Mn, r) || unicode.Is(unicode.Me, r) || unicode.Is(unicode.Mc, r):
@@ -70,10 +76,17 @@ func visible(s string) []run {
 		marks = 0
 		i += n
 	}
+	flush()
 	if plain < len(s) {
 		runs = append(runs, run{text: s[plain:]})
 	}
 	return runs
+}
+
+// byteEscape is \xNN.
+func byteEscape(c byte) string {
+	const digits = "0123456789abcdef"
+	return string([]byte{'\\', 'x', digits[c>>4], digits[c&15]})
 }
 
 // blank says that r is a letter or symbol by its category and nothing on the screen.
@@ -225,7 +238,7 @@ func shellQuote(s string) string {
 			b.WriteString(s[i : i+n])
 		default:
 			for _, c := range []byte(s[i : i+n]) {
-				fmt.Fprintf(&b, `\x%02x`, c) // two digits: bash reads no more
+				b.WriteString(byteEscape(c)) // two digits: bash reads no more
 			}
 		}
 		i += n

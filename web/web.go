@@ -2,7 +2,6 @@ package web
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -65,6 +64,7 @@ func New(o Options) http.Handler {
 		s.fail(w, r, http.StatusMethodNotAllowed, "This page cannot be asked for like that.", "")
 	})
 	r.Get("/healthz", s.healthz)
+	r.Head("/healthz", s.healthz)
 	r.Get("/assets/*", s.asset)
 	r.Head("/assets/*", s.asset)
 	r.Get("/favicon.ico", func(w http.ResponseWriter, r *http.Request) {
@@ -72,7 +72,7 @@ func New(o Options) http.Handler {
 	})
 	r.Post("/theme", s.setTheme)
 	r.Group(func(r chi.Router) {
-		r.Use(s.auth.sessions.LoadAndSave)
+		r.Use(s.auth.withSession)
 		r.Get("/sign-in", s.signIn)
 		r.Post("/sign-out", s.signOut)
 		r.Group(func(r chi.Router) {
@@ -119,6 +119,9 @@ func (s *site) recovered(next http.Handler) http.Handler {
 				panic(v)
 			default:
 				s.OnError(r, fmt.Errorf("panic: %v", v))
+				if w.Header().Get("Content-Type") != "" { // an answer has begun
+					panic(http.ErrAbortHandler)
+				}
 				s.fail(w, r, http.StatusInternalServerError, "Something went wrong in the dashboard itself.", "What the boxes do is recorded all the same.")
 			}
 		}()
@@ -257,8 +260,11 @@ func (s *site) signIn(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusServiceUnavailable) // the link works once: for the visit itself
 		return
 	}
+	member := s.auth.signedIn(r)
 	ok, limited := s.auth.redeem(token)
 	switch {
+	case member && !ok: // a link of before, from the history
+		http.Redirect(w, r, "/", http.StatusSeeOther)
 	case limited:
 		w.Header().Set("Retry-After", strconv.Itoa(int(failureEvery/time.Second)))
 		s.render(w, r, http.StatusTooManyRequests, signInPage(s.chrome(r, "Sign in"), signInState{failed: true, limited: true}))
@@ -305,13 +311,4 @@ func (s *site) parseQuery(text string) (*query.Query, *query.Error) {
 type part struct {
 	id   string // of its element
 	body templ.Component
-}
-
-// renderPart returns the HTML of a part.
-func renderPart(ctx context.Context, p part) ([]byte, error) {
-	var b bytes.Buffer
-	if err := p.body.Render(ctx, &b); err != nil {
-		return nil, fmt.Errorf("render %s: %w", p.id, err)
-	}
-	return b.Bytes(), nil
 }

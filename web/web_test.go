@@ -19,6 +19,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/a-h/templ"
+
 	"github.com/sandglass/sandglass/core"
 	"github.com/sandglass/sandglass/core/query"
 )
@@ -49,6 +51,11 @@ func siteOf(srv *httptest.Server) *running  { s, _ := runningOf.Load(srv.URL); r
 func hubOf(srv *httptest.Server) *Hub       { return siteOf(srv).hub }
 func sessionOf(srv *httptest.Server) string { return siteOf(srv).session }
 
+// sessionCookie is the name of the session's cookie.
+func sessionCookie(srv *httptest.Server) string {
+	return cookieName(&http.Request{Host: strings.TrimPrefix(srv.URL, "http://")})
+}
+
 // start runs a dashboard on a port of its own until the test ends.
 func start(t testing.TB, src Source) *httptest.Server {
 	t.Helper()
@@ -65,7 +72,7 @@ func start(t testing.TB, src Source) *httptest.Server {
 	t.Cleanup(func() { s.hub.Close(); srv.Close() })
 	r := do(t, srv, http.MethodGet, "/sign-in?token="+s.auth.NewLink(), nil)
 	for _, c := range r.Cookies() {
-		if c.Name == "sandglass_session" {
+		if strings.HasPrefix(c.Name, "sandglass_session") {
 			s.session = c.Value
 		}
 	}
@@ -92,7 +99,7 @@ func do(t testing.TB, srv *httptest.Server, method, path string, headers map[str
 		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	}
 	if s := siteOf(srv); s.session != "" && headers["Cookie"] == "" {
-		r.AddCookie(&http.Cookie{Name: "sandglass_session", Value: s.session})
+		r.AddCookie(&http.Cookie{Name: sessionCookie(srv), Value: s.session})
 	}
 	for k, v := range headers {
 		switch k {
@@ -158,6 +165,26 @@ func TestALinkSignsInOnce(t *testing.T) {
 	}
 	if logins, _ := s.told(); !slices.Equal(logins, []bool{true, true, false}) { // the first is start's
 		t.Errorf("told of sign-ins: %v", logins)
+	}
+}
+
+func TestAnOldLinkDisturbsNobodyWhoIsSignedIn(t *testing.T) {
+	srv := start(t, demo())
+	if r := do(t, srv, http.MethodGet, "/sign-in?token=used-before", nil); r.StatusCode != http.StatusSeeOther || r.Header.Get("Location") != "/" {
+		t.Errorf("answered %s to %q", r.Status, r.Header.Get("Location"))
+	}
+	if logins, _ := siteOf(srv).told(); slices.Contains(logins, false) {
+		t.Error("it was reported as a failed sign-in")
+	}
+}
+
+func TestTwoDashboardsOfOneHostKeepTheirCookiesApart(t *testing.T) {
+	srv := start(t, demo())
+	for host, want := range map[string]string{"localhost:7001": "sandglass_session_7001=", "127.0.0.1:7002": "sandglass_session_7002=", "localhost": "sandglass_session=", "localhost:x;y": "sandglass_session="} {
+		r := do(t, srv, http.MethodGet, "/sign-in?token="+siteOf(srv).auth.NewLink(), map[string]string{"Cookie": "-", "Host": host})
+		if c := r.Header.Get("Set-Cookie"); !strings.HasPrefix(c, want) {
+			t.Errorf("%s set %q", host, c)
+		}
 	}
 }
 
@@ -331,7 +358,7 @@ func TestEveryLinkOfAPageLeadsSomewhere(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%s: %v", u, err)
 			}
-			r.AddCookie(&http.Cookie{Name: "sandglass_session", Value: sessionOf(srv)})
+			r.AddCookie(&http.Cookie{Name: sessionCookie(srv), Value: sessionOf(srv)})
 			resp, err := http.DefaultTransport.RoundTrip(r)
 			if err != nil {
 				t.Fatal(err)
@@ -354,6 +381,57 @@ func TestAWrongQueryPointsAtTheColumn(t *testing.T) {
 	for _, want := range []string{"Column 18", "<mark><bdi>m</bdi></mark>", `value="exe:node verdict:maybe"`, `aria-invalid="true"`} {
 		if !strings.Contains(body, want) {
 			t.Errorf("the page lacks %q", want)
+		}
+	}
+}
+
+func TestAFloodOfLongTextsIsAShortPage(t *testing.T) {
+	m := demo()
+	srv := start(t, m)
+	long := "/" + strings.Repeat("a\xff", 2047)
+	op := core.Operation{Time: time.Now(), Box: "default", Session: demoSession, Exe: long, Target: long, Surface: core.FilesRead, Action: core.ActRead, Detail: core.Detail{}}
+	for i := range 64 {
+		op.Detail[strconv.Itoa(i)] = long
+	}
+	for i := range opsPage {
+		op.Seq = core.Seq(5000 + i)
+		m.add(op)
+	}
+	body := text(t, do(t, srv, http.MethodGet, "/boxes/default", nil))
+	if len(body) > 2<<20 {
+		t.Errorf("the page has %d bytes", len(body))
+	}
+	if !strings.Contains(body, "bytes more") || strings.Contains(body, `aria-label="Copy the target"`) {
+		t.Error("what is cut is not said to be, or can be copied")
+	}
+	alone := text(t, do(t, srv, http.MethodGet, "/boxes/default?q=seq:5000&session="+string(demoSession), nil))
+	if want := shellQuote(long); strings.Count(alone, templ.EscapeString(want)) < 3 {
+		t.Error("an operation alone in its window is not shown whole")
+	}
+}
+
+func TestBoxesCanBeSorted(t *testing.T) {
+	srv := start(t, demo())
+	name := regexp.MustCompile(`<a class="row" href="/boxes/([\w.-]{3,8})`)
+	for sort, want := range map[string]string{
+		"":         "default build cis-2013 a-name-t old",
+		"box":      "a-name-t build cis-2013 default old",
+		"-box":     "old default cis-2013 build a-name-t",
+		"allowed":  "build cis-2013 old default a-name-t",
+		"-blocked": "a-name-t build old default cis-2013",
+		"last":     "default build cis-2013 a-name-t old",
+		"nonsense": "default build cis-2013 a-name-t old",
+	} {
+		body := text(t, do(t, srv, http.MethodGet, "/?sort="+sort, nil))
+		var got []string
+		for _, m := range name.FindAllStringSubmatch(body, -1) {
+			got = append(got, m[1])
+		}
+		if g := strings.Join(got, " "); g != want {
+			t.Errorf("by %q they are %s", sort, g)
+		}
+		if sorted := sort != "" && sort != "nonsense"; strings.Contains(body, "aria-sort") != sorted || strings.Contains(body, "/live?sort=") != sorted {
+			t.Errorf("by %q, the page does not say so, or goes on in another order", sort)
 		}
 	}
 }
@@ -474,21 +552,89 @@ func TestAStreamBeginsWithEverythingAndSendsWhatChanged(t *testing.T) {
 	if event, _, data := next(); event != "beat" || !strings.Contains(data, `"live":true`) {
 		t.Errorf("first came %s %s", event, data)
 	}
-	event, id, data := next()
-	if event != "" || id != "41" {
-		t.Errorf("then came %q with id %q", event, id)
+	parts := func(data string) (ids []string) {
+		for _, m := range regexp.MustCompile(`<hx-partial hx-target="#(\w+)"`).FindAllStringSubmatch(data, -1) {
+			ids = append(ids, m[1])
+		}
+		return ids
 	}
-	for _, p := range []string{"summary", "ops", "procs", "surfaces", "sessions"} {
-		if !strings.Contains(data, `<hx-partial hx-target="#`+p+`"`) {
-			t.Errorf("it lacks %s", p)
+	for _, want := range [][]string{{"summary", "ops"}, {"procs", "surfaces", "sessions"}} {
+		event, id, data := next()
+		if event != "" || id != "41" || !slices.Equal(parts(data), want) {
+			t.Errorf("then came %q with id %q and %q, not %q", event, id, parts(data), want)
 		}
 	}
 	m.add(core.Operation{Seq: 999, Time: time.Now(), Box: "default", Session: demoSession, Target: "/new", Surface: core.FilesRead, Action: core.ActRead, Verdict: core.Blocked})
 	hubOf(srv).Publish(Tick{Seq: 42, Boxes: []string{"other"}, Blocked: true})
 	hubOf(srv).Publish(Tick{Seq: 43, Boxes: []string{"default"}, Blocked: true})
-	_, id, data = next()
-	if id != "43" || !strings.Contains(data, "new") || strings.Contains(data, `hx-target="#procs"`) {
-		t.Errorf("the change came with id %q: %.80s", id, data)
+	_, id, data := next()
+	if id != "43" || !strings.Contains(data, "new") || !slices.Equal(parts(data), []string{"summary", "ops"}) {
+		t.Errorf("the change came with id %q in %q: %.80s", id, parts(data), data)
+	}
+}
+
+// slowTree is a source whose processes take as long as a test wants.
+type slowTree struct {
+	*memory
+	asked, go_ chan struct{}
+}
+
+func (s slowTree) Processes(ctx context.Context, id core.SessionID) ([]core.ProcessView, error) {
+	select {
+	case s.asked <- struct{}{}:
+	case <-ctx.Done():
+	}
+	select {
+	case <-s.go_:
+	case <-ctx.Done():
+	}
+	return s.memory.Processes(ctx, id)
+}
+
+func TestABlockedOperationWaitsForNoTree(t *testing.T) {
+	m := slowTree{demo(), make(chan struct{}), make(chan struct{})}
+	srv := start(t, m)
+	next := messages(t, srv, "/boxes/default/live", nil)
+	next()
+	next()
+	<-m.asked // the tree is being read from here on
+	m.add(core.Operation{Seq: 999, Time: time.Now(), Box: "default", Session: demoSession, Target: "/new", Surface: core.FilesRead, Action: core.ActRead, Verdict: core.Blocked})
+	hubOf(srv).Publish(Tick{Seq: 43, Boxes: []string{"default"}, Blocked: true})
+	if _, _, data := next(); !strings.Contains(data, `<span class="base">new</span>`) {
+		t.Errorf("came %.80s", data)
+	}
+	m.go_ <- struct{}{}
+	for {
+		if _, _, data := next(); strings.Contains(data, `hx-target="#procs"`) {
+			return
+		}
+	}
+}
+
+// breaking is a source of which one read panics.
+type breaking struct{ *memory }
+
+func (breaking) Counts(context.Context, string, core.SessionID) ([]core.SurfaceCount, error) {
+	panic("a bug")
+}
+
+func TestAPanicIsSaidAndEndsNothingElse(t *testing.T) {
+	srv := start(t, breaking{demo()})
+	if r := do(t, srv, http.MethodGet, "/boxes/default", nil); r.StatusCode != http.StatusInternalServerError || !strings.Contains(text(t, r), "went wrong") {
+		t.Errorf("the page answered %s", r.Status)
+	}
+	next := messages(t, srv, "/boxes/default/live", nil)
+	for {
+		event, _, data := next()
+		if event == "beat" && strings.Contains(data, "a bug") {
+			break
+		}
+	}
+	if _, errs := siteOf(srv).told(); len(errs) < 2 {
+		t.Errorf("reported were %v", errs)
+	}
+	if r := do(t, srv, http.MethodGet, "/", nil); r.StatusCode != http.StatusOK {
+		t.Errorf("another page answers %s", r.Status)
 	}
 }
 
@@ -518,13 +664,21 @@ func TestTheHubWaitsForNobodyAndMerges(t *testing.T) {
 		h.Publish(Tick{Seq: uint64(i + 1), Boxes: []string{"a"}, Blocked: i == 5000})
 	}
 	h.Publish(Tick{Seq: 20000, Boxes: []string{"b"}})
-	if got, seq := s.take(); got.Seq != 10000 || !got.Blocked || seq != 20000 || len(s.wake) != 1 {
-		t.Errorf("took %+v at %d", got, seq)
+	if !s.urgent() {
+		t.Error("that something was blocked is forgotten")
 	}
+	if seq := s.take(); seq != 20000 || s.urgent() || len(s.wake) != 1 {
+		t.Errorf("took %d, with %d wakings", seq, len(s.wake))
+	}
+	h.Publish(Tick{Boxes: []string{"a"}}) // a session began: nothing new in the stream of operations
+	if seq := s.take(); seq != 20000 {
+		t.Errorf("took %d", seq)
+	}
+	<-s.wake
 	s.close()
 	h.Publish(Tick{Seq: 20001, Boxes: []string{"a"}})
-	if got, _ := s.take(); got.Seq != 0 {
-		t.Errorf("a subscription that was closed still gets %+v", got)
+	if len(s.wake) != 0 {
+		t.Error("a subscription that was closed is still woken")
 	}
 }
 

@@ -78,11 +78,15 @@ function lost() {
 
 if (stream) {
   stream.addEventListener("htmx:sse:after:connection", () => { beaten = Date.now(); delay = 500; });
-  stream.addEventListener("htmx:sse:error", lost);
+  stream.addEventListener("htmx:sse:error", (e) => {
+    if (e.detail?.status === 401) end("signed out");
+    else if (e.detail?.status === 404) end("missing");
+    else lost();
+  });
   stream.addEventListener("htmx:sse:close", () => { lost(); later(); });
   stream.addEventListener("htmx:error", () => { lost(); later(); });
   stream.addEventListener("htmx:response:error", (e) => {
-    if (e.detail?.ctx?.response?.status === 401) end();
+    if (e.detail?.ctx?.response?.status === 401) end("signed out");
     else { lost(); later(); }
   });
   stream.addEventListener("beat", (e) => {
@@ -91,19 +95,22 @@ if (stream) {
     if (live) say("live", held() ? "Live, list held" : "Live");
     else say("stale", "Not up to date: " + why);
   });
-  stream.addEventListener("gone", end);
+  stream.addEventListener("gone", (e) => end(JSON.parse(e.detail.data).why));
   document.addEventListener("htmx:after:swap", refresh);
   setInterval(() => {
-    if (!gone && beaten && Date.now() - beaten > beatLimit) lost();
+    if (gone || !beaten || Date.now() - beaten <= beatLimit) return;
+    lost();
+    beaten = 0;
+    stream._htmx?.sse?.reader?.cancel(); // it hangs; the extension connects again
   }, 1000);
   if (globalThis.htmx) connect();
   else addEventListener("load", connect);
 }
 
-function end() {
+function end(why) {
   gone = true;
   stream.remove(); // ends the connection
-  say("lost", "Not live: reload the page");
+  say("lost", why === "signed out" ? "Not live: signed out. Reload the page to sign in" : "Not live: what it showed is gone");
 }
 
 // --- hold: a list that is being read does not move ---
