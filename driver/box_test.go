@@ -298,6 +298,27 @@ func TestWritesLandInTheBox(t *testing.T) {
 	}
 }
 
+// A user's folder below a directory of root's that is no mount of its own.
+func TestAFolderBelowAnotherOwners(t *testing.T) {
+	dir, err := os.MkdirTemp("/var/tmp", "sandglass-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	l := newLab(t)
+	l.dir = filepath.Join(dir, "work")
+	l.write("real", "real")
+	check := unharmed(t, dir)
+	r := l.sh("echo box > real; echo new > new; cat real new; ls -d ..; echo x > /var/tmp/" + filepath.Base(dir) + ".probe")
+	check()
+	if r.out != "box\nnew\n..\n" {
+		t.Errorf("in the box: %q", r.out)
+	}
+	if _, err := os.Lstat(dir + ".probe"); err == nil {
+		t.Error("the file is there, outside")
+	}
+}
+
 func TestHardLinkToARealFileIsAcrossFileSystems(t *testing.T) {
 	l := newLab(t)
 	real := l.write("real", "real")

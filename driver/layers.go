@@ -154,6 +154,47 @@ func makeLike(real, dir string) error {
 	return os.Chmod(dir, mode)
 }
 
+// reach makes the directories on the way to dir in its layer, as far as they are real
+// ones. A directory whose owner is not mapped cannot be copied up by the kernel
+// (EOVERFLOW), so a user's folder below root's, as in /var/tmp, could not be written
+// in: with the way there already in the upper layer it can. Before the overlay is
+// mounted only. layers has the longest path first.
+func (b boxDir) reach(layers []layer, dir string) error {
+	for _, l := range layers {
+		if !under(dir, l.Path) {
+			continue
+		}
+		rel := strings.TrimPrefix(strings.TrimPrefix(dir, l.Path), "/")
+		real, up := l.Path, b.upper(l)
+		for name := range strings.SplitSeq(rel, "/") {
+			real, up = filepath.Join(real, name), filepath.Join(up, name)
+			if fi, err := os.Lstat(real); err != nil || !fi.IsDir() {
+				return nil
+			}
+			if _, err := os.Lstat(up); err == nil {
+				continue
+			}
+			parent := filepath.Dir(up)
+			fi, err := os.Stat(parent)
+			if err != nil {
+				return err
+			}
+			// Its bits are those of the real one, which may be nobody's to write.
+			if err := os.Chmod(parent, 0o700); err != nil {
+				return err
+			}
+			if err := makeLike(real, up); err != nil {
+				return err
+			}
+			if err := os.Chmod(parent, fi.Mode()&(fs.ModePerm|fs.ModeSticky|fs.ModeSetgid)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return nil
+}
+
 // maxFrameFile is the largest file that is copied into a frame; a larger one is
 // bound, read-only.
 const maxFrameFile = 1 << 20

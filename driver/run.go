@@ -289,6 +289,13 @@ func (r *run) start(term *terminal) error {
 		if r.layers, large, err = r.b.prepare(r.steps); err == nil {
 			cfg.Large = large
 			err = r.fillMounts(&cfg)
+			if os.Geteuid() != 0 {
+				for _, d := range []string{"/var/tmp", r.o.Dir} {
+					if p, e := filepath.EvalSymlinks(d); e == nil && err == nil {
+						err = r.b.reach(r.layers, p)
+					}
+				}
+			}
 		}
 		if err == nil {
 			ns := sys.AllNS
