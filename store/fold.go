@@ -562,7 +562,7 @@ func (f *folder) kind(op *core.Operation) (*kind, error) {
 		key.surface, key.action, key.rule, key.errno = strings.Clone(key.surface), strings.Clone(key.action), strings.Clone(key.rule), strings.Clone(key.errno)
 		key.id = f.nextKind
 		_, err := f.exec("INSERT INTO kinds VALUES (?, ?, ?, ?, ?, ?, ?, ?)", key.id, TextOrBlob.Value(key.surface), TextOrBlob.Value(key.action),
-			key.verdict, key.outcome, TextOrBlob.Value(key.rule), TextOrBlob.Value(key.errno), flag(key.leak))
+			key.verdict, key.outcome, TextOrBlob.Value(key.rule), TextOrBlob.Value(key.errno), bit(key.leak))
 		if err != nil {
 			return nil, err
 		}
@@ -744,7 +744,7 @@ func (f *folder) flushPaths() error {
 		return int(a.target - b.target)
 	})
 	for _, p := range f.touchedPaths {
-		err := f.touched.add(f.conn, p.box, p.target, p.last, p.kind, flag(p.changed),
+		err := f.touched.add(f.conn, p.box, p.target, p.last, p.kind, bit(p.changed),
 			int64(p.counts.Allowed), int64(p.counts.Redirected), int64(p.counts.Blocked), int64(p.counts.Leaks))
 		if err != nil {
 			return err
@@ -760,7 +760,7 @@ func (f *folder) flushBoxes() error {
 		}
 		_, err := f.exec(`INSERT INTO boxes VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET
 			first = excluded.first, last = excluded.last, created = excluded.created, policy = excluded.policy, removed = excluded.removed`,
-			b.id, TextOrBlob.Value(name), b.first, b.last, b.created, TextOrBlob.Value(b.policy), flag(b.removed))
+			b.id, TextOrBlob.Value(name), b.first, b.last, b.created, TextOrBlob.Value(b.policy), bit(b.removed))
 		if err != nil {
 			return err
 		}
@@ -803,7 +803,7 @@ func (f *folder) flushSession(s *session) error {
 	l, v := &s.life, &s.view
 	val := TextOrBlob.Value
 	_, err := f.exec(upsertSession, s.id, val(string(s.name)), s.box, val(s.host),
-		nanos(l.Start), val(l.Command), val(l.Policy), val(string(l.Observe)), val(string(l.Net)), nanos(l.End), int64(l.Exit), flag(l.Lost), s.sealed,
+		nanos(l.Start), val(l.Command), val(l.Policy), val(string(l.Observe)), val(string(l.Net)), nanos(l.End), int64(l.Exit), bit(l.Lost), s.sealed,
 		s.first, s.last, int64(v.LastSeq), int64(v.Missing), nanos(v.Start), val(v.Command), val(v.Policy), val(string(v.Observe)), val(string(v.Net)), nanos(v.End), int64(v.Exit),
 		int64(v.Procs), int64(v.LiveProc), int64(v.Counts.Allowed), int64(v.Counts.Redirected), int64(v.Counts.Blocked), int64(v.Counts.Leaks))
 	if err != nil {

@@ -152,3 +152,32 @@ func BenchmarkFold(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkFoldNewTargets is what a box can do to the fold at worst: every operation is
+// about a target that was never seen.
+func BenchmarkFoldNewTargets(b *testing.B) {
+	s, err := Open(b.TempDir())
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	m := newMix(1, 1)
+	n := 0
+	for b.Loop() {
+		b.StopTimer()
+		var ds []events.Delivered
+		for range 64 {
+			n++
+			batch := m.batch("S", core.Seq(n*256+1), 256)
+			for i := range batch.Ops {
+				batch.Ops[i].Target = fmt.Sprintf("/home/user/tree/directory-%d/file-%d.txt", n, i)
+			}
+			ds = append(ds, opsMsg(uint64(n), batch))
+		}
+		b.StartTimer()
+		if err := s.FoldBatches(context.Background(), ds); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(256*n)/b.Elapsed().Seconds(), "ops/s")
+}

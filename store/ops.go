@@ -66,6 +66,7 @@ func (s *Store) Ops(ctx context.Context, q OpsQuery) (page core.OpsPage, err err
 const (
 	firstWindow = 64
 	nextWindow  = 4096
+	shortWindow = 512 // for who has no patience: a tenth of a second where all must be read
 	maxFound    = 2000
 	maxMatches  = 200_000
 )
@@ -103,14 +104,17 @@ func (s *search) run() error {
 	if found, err := s.byTarget(); err != nil || found {
 		return err
 	}
-	columns := setColumns(s.session)
+	columns, n := setColumns(s.session), nextWindow
+	if s.q.Patience > 0 {
+		n = shortWindow
+	}
 	for {
 		if s.q.Patience > 0 && time.Since(began) >= s.q.Patience {
 			s.page.More = true
 			s.page.Next = s.edge()
 			return nil
 		}
-		if more, err = s.window(nextWindow, columns); err != nil || !more || s.full() {
+		if more, err = s.window(n, columns); err != nil || !more || s.full() {
 			return err
 		}
 	}
@@ -327,7 +331,7 @@ func (k *kind) is1(t *query.Term) truth {
 	case query.Outcome:
 		number, isText = k.outcome, false
 	case query.Leak:
-		number, isText = flag(k.leak), false
+		number, isText = bit(k.leak), false
 	default:
 		return maybe
 	}
@@ -376,10 +380,13 @@ func (s *search) window(n int, columns Columns) (more bool, err error) {
 			batchArgs[1] = last
 		} else {
 			hi = min(hi, last+1<<batchBits)
+			batchArgs[0] = last + 1
 		}
 	}
+	// The +es keep SQLite from reading by the cursors, rather than by the batch's own bounds:
+	// it uses one lower and one upper bound of a column.
 	err = s.read(selectOps+`FROM batches b CROSS JOIN ops o ON o.id >= b.id AND o.id < b.id + 1024`+joinOps+
-		" WHERE "+batch+" AND o.id > ? AND o.id < ? AND ("+where+") ORDER BY b.id"+order+", o.id"+order+" LIMIT ?",
+		" WHERE "+batch+" AND +o.id > ? AND +o.id < ? AND ("+where+") ORDER BY b.id"+order+", o.id"+order+" LIMIT ?",
 		append(append(batchArgs, lo, hi), args...)...)
 	if s.q.Desc {
 		s.hi = lo + 1
@@ -423,7 +430,7 @@ func (s *search) byTarget() (done bool, err error) {
 	}
 	in := "o.target IN (?" + strings.Repeat(", ?", len(ids)-1) + ")"
 	in, inArgs := in+" AND o.id > ? AND o.id < ?", append(ids, s.lo, s.hi)
-	var n int
+	var n int // of operations
 	err = s.tx.QueryRowContext(s.ctx, fmt.Sprintf("SELECT count(*) FROM (SELECT 1 FROM ops o INDEXED BY ops_target WHERE %s LIMIT %d)", in, maxMatches+1), inArgs...).Scan(&n)
 	if err != nil || n > maxMatches {
 		return false, err

@@ -541,15 +541,7 @@ func (s *Store) Close() error {
 
 // view runs a read on one connection, in one snapshot.
 func (s *Store) view(ctx context.Context, fn func(*sql.Tx) error) error {
-	s.files.RLock()
-	tx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
-	if err == nil {
-		err = fn(tx)
-		if rerr := tx.Rollback(); err == nil && rerr != nil && ctx.Err() == nil {
-			err = rerr
-		}
-	}
-	s.files.RUnlock()
+	err := s.snapshot(ctx, fn)
 	if err != nil && ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -557,6 +549,21 @@ func (s *Store) view(ctx context.Context, fn func(*sql.Tx) error) error {
 		return s.reportDamage(err)
 	}
 	return err
+}
+
+func (s *Store) snapshot(ctx context.Context, fn func(*sql.Tx) error) (err error) {
+	s.files.RLock()
+	defer s.files.RUnlock()
+	tx, err := s.read.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if rerr := tx.Rollback(); err == nil && rerr != nil && ctx.Err() == nil {
+			err = rerr
+		}
+	}()
+	return fn(tx)
 }
 
 // reportDamage has the projections made anew after a read found damage: by this process

@@ -258,6 +258,7 @@ func (r random) realistic() core.Operation {
 	op.Time = t0.Add(time.Duration(r.IntN(1e9)) * 100)
 	op.Proc = core.ProcID(r.pick([]string{"", "2", "3", "3.1", "x\xff"}))
 	op.Verdict, op.Outcome = core.Verdict(r.IntN(3)), core.Outcome(r.IntN(3))
+	op.Rule, op.Errno = r.pick([]string{"overlay", "x\xff"}), r.pick([]string{"", "", "EPERM"})
 	surfaces := core.Surfaces()
 	op.Surface = surfaces[r.IntN(len(surfaces))]
 	op.Action = core.Action(r.pick([]string{"read", "write", "create", "rename", "exec", "start", "exit", "begin", "end"}))

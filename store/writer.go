@@ -163,7 +163,7 @@ func text(v driver.Value) string {
 
 func number(v driver.Value) int64 { n, _ := v.(int64); return n }
 
-func flag(b bool) int64 {
+func bit(b bool) int64 {
 	if b {
 		return 1
 	}
