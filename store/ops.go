@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -67,6 +68,7 @@ const (
 	firstWindow = 64
 	nextWindow  = 4096
 	shortWindow = 512 // for who has no patience: a tenth of a second where all must be read
+	maxPassed   = 64 << 10 // batches that a step passes by
 	maxFound    = 2000
 	maxMatches  = 200_000
 )
@@ -82,6 +84,8 @@ type search struct {
 
 	batch     strings.Builder // condition on a row b of batches
 	batchArgs []any
+	scope     string // that part of it which an index serves
+	scopeArgs []any
 	session   int64
 }
 
@@ -157,6 +161,7 @@ func (s *search) plan() (err error) {
 			s.and("+b.box = ?", id) // the session's index serves
 		}
 	}
+	s.scope, s.scopeArgs = s.batch.String(), slices.Clone(s.batchArgs)
 	root := s.q.Query.Root()
 	if root == nil {
 		return nil
@@ -355,45 +360,63 @@ func (s *search) window(n int, columns Columns) (more bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	order, edges := "", "b.id < ? AND b.id >= ?"
-	from, to := s.hi, s.lo&^(1<<batchBits-1)
+	order, from, to := "", s.hi, s.lo&^(1<<batchBits-1)
 	if s.q.Desc {
 		order = " DESC"
 	}
-	batch, batchArgs := edges, []any{from, to}
-	if s.batch.Len() > 0 {
-		batch, batchArgs = batch+" AND "+s.batch.String(), append(batchArgs, s.batchArgs...)
-	}
-	// The n-th batch from here.
-	last := int64(-1)
-	err = each(s.ctx, s.tx, func(row []driver.Value) error {
-		last = number(row[0])
-		return nil
-	}, fmt.Sprintf("SELECT b.id FROM batches b WHERE %s ORDER BY b.id%s LIMIT 1 OFFSET %d", batch, order, n-1), batchArgs...)
+	// The n-th batch from here that may have what is sought, among so many that there are
+	// at all.
+	last, err := s.nth(maxPassed, order, s.scope, from, to, s.scopeArgs)
 	if err != nil {
 		return false, err
+	}
+	if last >= 0 && s.q.Desc {
+		to = last
+	} else if last >= 0 {
+		from = last + 1
+	}
+	if near, err := s.nth(n, order, s.batch.String(), from, to, s.batchArgs); err != nil {
+		return false, err
+	} else if near >= 0 {
+		last = near
 	}
 	lo, hi := s.lo, s.hi
 	if more = last >= 0; more {
 		if s.q.Desc {
-			lo = max(lo, last-1)
-			batchArgs[1] = last
+			lo, to = max(lo, last-1), last
 		} else {
-			hi = min(hi, last+1<<batchBits)
-			batchArgs[0] = last + 1
+			hi, from = min(hi, last+1<<batchBits), last+1
 		}
 	}
 	// The +es keep SQLite from reading by the cursors, rather than by the batch's own bounds:
 	// it uses one lower and one upper bound of a column.
+	batch := "1"
+	if s.batch.Len() > 0 {
+		batch = s.batch.String()
+	}
 	err = s.read(selectOps+`FROM batches b CROSS JOIN ops o ON o.id >= b.id AND o.id < b.id + 1024`+joinOps+
-		" WHERE "+batch+" AND +o.id > ? AND +o.id < ? AND ("+where+") ORDER BY b.id"+order+", o.id"+order+" LIMIT ?",
-		append(append(batchArgs, lo, hi), args...)...)
+		" WHERE b.id < ? AND b.id >= ? AND "+batch+" AND +o.id > ? AND +o.id < ? AND ("+where+") ORDER BY b.id"+order+", o.id"+order+" LIMIT ?",
+		slices.Concat([]any{from, to}, s.batchArgs, []any{lo, hi}, args)...)
 	if s.q.Desc {
 		s.hi = lo + 1
 	} else {
 		s.lo = hi - 1
 	}
 	return more, err
+}
+
+// nth returns the id of the n-th batch of those that a condition and two bounds hold for;
+// -1 when there are fewer.
+func (s *search) nth(n int, order, cond string, from, to int64, args []any) (id int64, err error) {
+	if cond == "" {
+		cond = "1"
+	}
+	id = -1
+	err = each(s.ctx, s.tx, func(row []driver.Value) error {
+		id = number(row[0])
+		return nil
+	}, fmt.Sprintf("SELECT b.id FROM batches b WHERE b.id < ? AND b.id >= ? AND %s ORDER BY b.id%s LIMIT 1 OFFSET %d", cond, order, n-1), slices.Concat([]any{from, to}, args)...)
+	return id, err
 }
 
 // byTarget finds by the index of targets what batches would have to be read for; it says

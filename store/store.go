@@ -407,6 +407,23 @@ func (s *Store) Fold(ctx context.Context, b *events.Batch, streamSeq uint64) err
 	return s.FoldBatches(ctx, []events.Delivered{{Stream: events.StreamOps, StreamSeq: streamSeq, Batch: b}})
 }
 
+// Tidy does some of the work that folds have put off for later: searches are faster when
+// it is done. It says whether there is more to do. Who folds calls it when there is
+// nothing to fold.
+func (s *Store) Tidy(ctx context.Context) (more bool, err error) {
+	err = s.write(ctx, func(f *folder) error {
+		return f.transact(ctx, func() error {
+			err := f.index(indexIdle)
+			more = f.indexed+1 < f.paths.next
+			return err
+		})
+	})
+	if err != nil {
+		return false, fmt.Errorf("tidy the projections: %w", err)
+	}
+	return more, nil
+}
+
 // Checkpoint returns the number of the last message of the stream that is folded, 0 when
 // none is, and the epoch: the name of the stream that the number is of, as [Store.Begin]
 // was told.

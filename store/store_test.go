@@ -483,7 +483,7 @@ func TestQueriesFindWhatThePredicateFinds(t *testing.T) {
 		fold(t, s, opsMsg(uint64(i+1), b))
 	}
 	some := 0
-	for n := range 300 {
+	for n := range 160 {
 		text := r.query(all, 2)
 		if n%2 == 0 { // what pages ask
 			op := &all[r.IntN(len(all))]
@@ -503,7 +503,7 @@ func TestQueriesFindWhatThePredicateFinds(t *testing.T) {
 			oq.Session = core.SessionID(fmt.Sprintf("01J%023d", r.IntN(6)))
 		}
 		if r.IntN(5) == 0 {
-			oq.Patience, oq.Limit = 1, 7
+			oq.Patience, oq.Limit = 1, 40
 		}
 		var want []core.Operation
 		for i := range all {
@@ -522,8 +522,49 @@ func TestQueriesFindWhatThePredicateFinds(t *testing.T) {
 			some++
 		}
 	}
-	if some < 80 {
+	if some < 50 {
 		t.Errorf("only %d queries found anything", some)
+	}
+}
+
+// TestWhatIsNotIndexedYetIsFound folds more new targets than a transaction indexes.
+func TestWhatIsNotIndexedYetIsFound(t *testing.T) {
+	s := open(t, t.TempDir())
+	const n = 3 * idleOps
+	var ds []events.Delivered
+	for first := 1; first <= n; first += 1024 {
+		var ops []core.Operation
+		for i := range 1024 {
+			ops = append(ops, read(fmt.Sprintf("/tree/file-%d.txt", first+i)))
+		}
+		ds = append(ds, opsMsg(uint64(first), batchOf("b", "S", core.Seq(first), ops...)))
+	}
+	fold(t, s, ds...)
+	find := func() {
+		t.Helper()
+		for _, text := range []string{"FILE-1.t", "file-6143.txt", "file-6144"} {
+			q, err := query.Parse(text, query.Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := len(allOps(t, s, OpsQuery{Query: q})); n != 1 {
+				t.Errorf("%s: %d operations", text, n)
+			}
+		}
+	}
+	if s.folder.indexed != indexAlways {
+		t.Errorf("%d targets are indexed", s.folder.indexed)
+	}
+	find()
+	for more := true; more; {
+		var err error
+		if more, err = s.Tidy(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		find()
+	}
+	if s.folder.indexed != n {
+		t.Errorf("%d targets are indexed in the end", s.folder.indexed)
 	}
 }
 
