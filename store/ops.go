@@ -67,7 +67,7 @@ func (s *Store) Ops(ctx context.Context, q OpsQuery) (page core.OpsPage, err err
 const (
 	firstWindow = 64
 	nextWindow  = 4096
-	shortWindow = 512 // for who has no patience: a tenth of a second where all must be read
+	shortWindow = 512      // for who has no patience: a tenth of a second where all must be read
 	maxPassed   = 64 << 10 // batches that a step passes by
 	maxFound    = 2000
 	maxMatches  = 200_000
@@ -120,6 +120,9 @@ func (s *search) run() error {
 		}
 		if more, err = s.window(n, columns); err != nil || !more || s.full() {
 			return err
+		}
+		if s.q.Patience == 0 {
+			n *= 4 // each step looks at the dictionaries anew
 		}
 	}
 }
