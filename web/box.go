@@ -1,6 +1,7 @@
 package web
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,7 +28,7 @@ const (
 	// than this shows the beginning of the longest, so that what is sent ten times a
 	// second is a few hundred kilobytes at most, which a browser shows in time for the
 	// next; an operation that is alone in its window shows all it can.
-	windowRoom = 24 << 10
+	windowRoom = 24 << 10 // characters, an escape being some
 	minWhole   = 64       // of a text, however full the window is
 	maxWhole   = 16 << 10 // of a text, however empty: four times the longest path
 )
@@ -123,9 +124,10 @@ type boxView struct {
 	procsAll int
 	surfaces []core.SurfaceCount
 	ops      []opRow
-	room     int    // bytes of each text that the window has room for
-	more     bool   // the source stopped before it had seen everything
-	older    string // addresses of the neighbouring windows; "" when there is none
+	alarms   []opRow // newest first; of a page that keeps them in sight
+	room     int     // characters of each text that the window has room for
+	more     bool    // the source stopped before it had seen everything
+	older    string  // addresses of the neighbouring windows; "" when there is none
 	newer    string
 }
 
@@ -142,6 +144,20 @@ type procRow struct {
 	depth int
 	times int // how many; 1 for one
 }
+
+// opRows returns the operations of a page, newest first.
+func opRows(p core.OpsPage) []opRow {
+	rows := make([]opRow, 0, len(p.Ops))
+	for i := range p.Ops {
+		if i < len(p.Cursors) {
+			rows = append(rows, opRow{p.Ops[i], p.Cursors[i]})
+		}
+	}
+	slices.SortFunc(rows, newestFirst)
+	return rows
+}
+
+func newestFirst(a, b opRow) int { return cmp.Compare(b.cursor, a.cursor) }
 
 func (s *site) readFilter(r *http.Request) boxFilter {
 	v := r.URL.Query()
@@ -196,9 +212,9 @@ func (s *site) readSide(ctx context.Context, v *boxView) (err error) {
 	}
 	slices.SortFunc(v.surfaces, func(a, b core.SurfaceCount) int {
 		if a.Surface != b.Surface {
-			return compare(a.Surface, b.Surface)
+			return cmp.Compare(a.Surface, b.Surface)
 		}
-		return compare(a.Action, b.Action)
+		return cmp.Compare(a.Action, b.Action)
 	})
 	if v.session != nil {
 		procs, err := s.Source.Processes(ctx, v.session.ID)
@@ -211,16 +227,6 @@ func (s *site) readSide(ctx context.Context, v *boxView) (err error) {
 	return nil
 }
 
-func compare[T ~string](a, b T) int {
-	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
-	}
-	return 0
-}
-
 // readOps reads the window of operations.
 func (s *site) readOps(ctx context.Context, v *boxView) error {
 	if v.err != nil {
@@ -230,22 +236,8 @@ func (s *site) readOps(ctx context.Context, v *boxView) error {
 	if err != nil {
 		return fmt.Errorf("read operations: %w", err)
 	}
-	v.ops = make([]opRow, 0, len(p.Ops))
-	for i := range p.Ops {
-		if i < len(p.Cursors) {
-			v.ops = append(v.ops, opRow{p.Ops[i], p.Cursors[i]})
-		}
-	}
-	v.room = roomFor(v.ops)
-	slices.SortFunc(v.ops, func(a, b opRow) int {
-		switch {
-		case a.cursor > b.cursor:
-			return -1
-		case a.cursor < b.cursor:
-			return 1
-		}
-		return 0
-	})
+	v.ops = opRows(p)
+	v.room = roomFor(append(slices.Clip(v.ops), v.alarms...))
 	// A source may stop before it found a whole page, or anything: it says where to go on.
 	next := p.Next
 	if next == 0 && len(v.ops) > 0 {
@@ -276,24 +268,44 @@ func (s *site) readOps(ctx context.Context, v *boxView) error {
 	return nil
 }
 
-// roomFor returns how many bytes of each text a window of ops shows: as many as there is
-// room for when the short ones leave theirs to the long ones.
+// readWindow reads the window of operations and, of a page that keeps them in sight, the
+// alarms.
+func (s *site) readWindow(ctx context.Context, v *boxView, a *alarms) error {
+	if v.keeps() {
+		if err := s.readAlarms(ctx, v, a); err != nil {
+			return err
+		}
+	}
+	if err := s.readOps(ctx, v); err != nil {
+		return err
+	}
+	a.windowRead(v.ops)
+	return nil
+}
+
+// roomFor returns how many characters of each text a window of ops shows: as many as there
+// is room for when the short ones leave theirs to the long ones.
 func roomFor(ops []opRow) int {
 	if len(ops) == 1 {
 		return maxWhole
 	}
-	var lengths []int
+	var widths []int
+	add := func(s string) {
+		s, _ = cut(s, maxWhole)
+		widths = append(widths, width(s))
+	}
 	for i := range ops {
 		op := &ops[i]
-		lengths = append(lengths, len(op.Target), len(op.Exe))
+		add(op.Target)
+		add(op.Exe)
 		for _, k := range firstKeys(op.Detail) {
-			lengths = append(lengths, len(op.Detail[k]))
+			add(op.Detail[k])
 		}
 	}
-	slices.Sort(lengths)
+	slices.Sort(widths)
 	left := windowRoom
-	for i, n := range lengths {
-		if share := left / (len(lengths) - i); n > share { // and so are all after it
+	for i, n := range widths {
+		if share := left / (len(widths) - i); n > share { // and so are all after it
 			return max(minWhole, share)
 		}
 		left -= n
@@ -314,7 +326,7 @@ func (s *site) box(w http.ResponseWriter, r *http.Request) {
 		err = s.readSide(ctx, &v)
 	}
 	if err == nil {
-		err = s.readOps(ctx, &v)
+		err = s.readWindow(ctx, &v, &alarms{})
 	}
 	if err != nil {
 		missing := "There is no box of that name."
@@ -342,6 +354,7 @@ func (s *site) boxLive(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no such box", http.StatusNotFound)
 		return
 	}
+	var a alarms // of this page; now is never called twice at once
 	s.stream(w, r, live{box: f.box, gap: boxGap, now: func(ctx context.Context) ([]part, error) {
 		v := boxView{boxFilter: f}
 		if err := s.readTop(ctx, &v); err != nil {
@@ -349,8 +362,11 @@ func (s *site) boxLive(w http.ResponseWriter, r *http.Request) {
 		}
 		parts := []part{{"summary", boxSummary(v)}}
 		if !fixed {
-			if err := s.readOps(ctx, &v); err != nil {
+			if err := s.readWindow(ctx, &v, &a); err != nil {
 				return nil, err
+			}
+			if f.keeps() {
+				parts = append(parts, part{"alarms", alarmsPart(v)})
 			}
 			parts = append(parts, part{"ops", opsWindow(v)})
 		}

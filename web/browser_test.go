@@ -173,6 +173,9 @@ func see(expression string) step {
 	})
 }
 
+// frame waits until what the page holds now was painted.
+var frame = chromedp.Evaluate[chromedp.Void](`new Promise(painted => requestAnimationFrame(() => requestAnimationFrame(() => painted())))`, chromedp.EvalAwaitPromise)
+
 func TestAnOperationAppearsWhileThePageIsOpen(t *testing.T) {
 	m := demo()
 	srv := start(t, m)
@@ -182,16 +185,69 @@ func TestAnOperationAppearsWhileThePageIsOpen(t *testing.T) {
 		Surface: core.FilesWrite, Action: core.ActDelete, Target: "/home/ann/just now", Verdict: core.Blocked, Errno: "EPERM", Outcome: core.Refused, Rule: "test"})
 	hubOf(srv).Publish(Tick{Seq: 7, Boxes: []string{"default"}, Blocked: true})
 	b.run(t,
-		see(`document.querySelector(".op .target").textContent.includes("just now")`),
+		see(`document.querySelector("#ops .op .target").textContent.includes("just now")`),
 		see(`document.querySelector(".g-blocked .big").textContent === "7"`),
-		see(`document.querySelectorAll("#ops, #summary, #procs, #surfaces, #sessions").length === 5`),
+		see(`document.querySelectorAll("#alarms, #ops, #summary, #procs, #surfaces, #sessions").length === 6`),
 	)
-	first, count := get[string](t, b, `document.querySelector(".op .verdict").textContent.trim()`), get[string](t, b, `document.querySelector("#live").textContent.trim()`)
+	first, count := get[string](t, b, `document.querySelector("#ops .op .verdict").textContent.trim()`), get[string](t, b, `document.querySelector("#live").textContent.trim()`)
 	if first != "blocked" || count != "Live" {
 		t.Errorf("the newest line says %q, the sign of life %q", first, count)
 	}
 	if c := b.complaints(); c != nil {
 		t.Errorf("the browser complained: %q", c)
+	}
+}
+
+// BenchmarkBlockedOnScreen is the time from the word that something was blocked until the
+// browser has painted the line, while the box does 20,000 other operations a second: of
+// usual names, and of names that were chosen to be as costly as they can be.
+func BenchmarkBlockedOnScreen(b *testing.B) {
+	for _, box := range []struct{ name, target string }{{"usual names", "/usr/lib/node_modules/npm/index.js"}, {"hostile names", "/" + strings.Repeat("a\xff", 2047)}} {
+		b.Run(box.name, func(b *testing.B) {
+			m := demo()
+			srv := start(b, m)
+			page := browse(b, srv)
+			page.run(b, page.visit("/boxes/default", ""))
+			op := core.Operation{Box: "default", Session: demoSession, Proc: "2", PID: 2, Exe: box.target, Target: box.target,
+				Surface: core.FilesRead, Action: core.ActRead, Verdict: core.Allowed, Detail: core.Detail{"argv": box.target}}
+			seq, done := core.Seq(5000), false
+			var mu sync.Mutex
+			var ended sync.WaitGroup
+			ended.Go(func() {
+				every := time.NewTicker(5 * time.Millisecond)
+				defer every.Stop()
+				for range every.C {
+					mu.Lock()
+					if done {
+						mu.Unlock()
+						return
+					}
+					for range 100 {
+						seq++
+						op.Seq, op.Time = seq, time.Now()
+						m.add(op)
+					}
+					mu.Unlock()
+					hubOf(srv).Publish(Tick{Boxes: []string{"default"}})
+				}
+			})
+			n := 0
+			for b.Loop() {
+				n++
+				mu.Lock()
+				seq++
+				blocked := op
+				blocked.Seq, blocked.Time, blocked.Verdict, blocked.Target = seq, time.Now(), core.Blocked, fmt.Sprintf("/secret/%d", n)
+				m.add(blocked)
+				mu.Unlock()
+				hubOf(srv).Publish(Tick{Boxes: []string{"default"}, Blocked: true})
+				page.run(b, see(fmt.Sprintf(`[...document.querySelectorAll(".op-blocked .base")].some(e => e.textContent === "%d" && e.offsetHeight > 0)`, n)), frame)
+			}
+			mu.Lock()
+			done = true
+			mu.Unlock()
+			ended.Wait()
+		})
 	}
 }
 
@@ -225,7 +281,7 @@ func TestAPageSaysWhenItIsNotLiveAndComesBack(t *testing.T) {
 	b.run(t, see(`document.querySelector("#live[data-state=lost]")`), see(`document.querySelector("#live[data-state=live]")`))
 	m.add(core.Operation{Seq: 1001, Time: time.Now(), Box: "default", Session: demoSession, Target: "/after", Surface: core.FilesRead, Action: core.ActRead, Verdict: core.Allowed})
 	hubOf(srv).Publish(Tick{Seq: 10, Boxes: []string{"default"}})
-	b.run(t, see(`document.querySelector(".op .target").textContent.includes("after")`))
+	b.run(t, see(`document.querySelector("#ops .op .target").textContent.includes("after")`))
 }
 
 func TestAPageSaysThatItsSessionEnded(t *testing.T) {
@@ -251,10 +307,12 @@ func TestKeysWork(t *testing.T) {
 	b.run(t, b.visit("/boxes/default", ""),
 		chromedp.KeyEvent("/"), focused("#q"),
 		chromedp.KeyEvent("\x1b"), focused("body"),
-		chromedp.KeyEvent("j"), focused(".op:nth-child(1) summary"),
-		chromedp.KeyEvent("j"), focused(".op:nth-child(2) summary"),
-		chromedp.KeyEvent("k"), focused(".op:nth-child(1) summary"),
-		chromedp.KeyEvent("\r"), see(`document.querySelector(".op:nth-child(1) details").open`),
+		chromedp.KeyEvent("j"), focused("#alarms .op:nth-child(1) summary"),
+		chromedp.KeyEvent("j"), focused("#alarms .op:nth-child(2) summary"), chromedp.KeyEvent("j"),
+		chromedp.KeyEvent("j"), focused("#ops .op:nth-child(1) summary"),
+		chromedp.KeyEvent("j"), focused("#ops .op:nth-child(2) summary"),
+		chromedp.KeyEvent("k"), focused("#ops .op:nth-child(1) summary"),
+		chromedp.KeyEvent("\r"), see(`document.querySelector("#ops .op:nth-child(1) details").open`),
 		see(`document.querySelector("#ops[data-held]")`),
 	)
 
@@ -297,7 +355,7 @@ func TestHostileNamesBreakNothingOnTheScreen(t *testing.T) {
 			eval(`document.querySelectorAll(".op details").forEach(d => d.open = true)`),
 			see(`document.documentElement.scrollWidth <= innerWidth`),
 			see(`!document.querySelector("#ops script, #ops img, #ops svg, #ops [onclick], #ops [style]")`),
-			see(fmt.Sprintf(`document.querySelectorAll(".op").length === %d`, opsPage)))
+			see(fmt.Sprintf(`document.querySelectorAll("#ops .op").length === %d`, opsPage)))
 		// No line is higher than the others, whatever it names.
 		if heights := get[string](t, b, `[...new Set([...document.querySelectorAll(".op summary")].map(s => s.offsetHeight))].join(" ")`); strings.Contains(heights, " ") {
 			t.Errorf("%d wide, lines have the heights %s", width, heights)

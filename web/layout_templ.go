@@ -538,7 +538,7 @@ func signInPage(c chrome, st signInState) templ.Component {
 	})
 }
 
-// whole is hostile text in full where it has at most n bytes. Of a longer one it shows
+// whole is hostile text in full where it has at most about n characters. Of a longer one it shows
 // the beginning, with a link to where it is shown whole and without a copy button: half a
 // path is another path.
 func whole(s, what string, n int, elsewhere string) templ.Component {
@@ -562,7 +562,7 @@ func whole(s, what string, n int, elsewhere string) templ.Component {
 			templ_7745c5c3_Var29 = templ.NopComponent
 		}
 		ctx = templ.ClearChildren(ctx)
-		head, left := cut(s, n)
+		head, left := cut(s, fit(s, n))
 		templ_7745c5c3_Err = templruntime.WriteString(templ_7745c5c3_Buffer, 46, "<bdi class=\"whole\">")
 		if templ_7745c5c3_Err != nil {
 			return templ_7745c5c3_Err

@@ -120,9 +120,10 @@ func (h *htmlWriter) visible(s string) {
 	}
 }
 
-// middle is s, made visible, with its middle cut out where it is longer than n bytes.
+// middle is s, made visible, with its middle cut out where it is longer than n characters
+// on the page, or about that.
 func (h *htmlWriter) middle(s string, n int) {
-	head, tail, left := middle(s, n)
+	head, tail, left := middle(s, fit(s, n))
 	h.visible(head)
 	if left > 0 {
 		h.raw(`<span class="cut">…` + number(uint64(left)) + ` bytes…</span>`)
@@ -142,7 +143,7 @@ func shown(s string) templ.Component {
 	})
 }
 
-// shownMiddle is hostile text of about n bytes at most.
+// shownMiddle is hostile text of about n characters at most.
 func shownMiddle(s string, n int) templ.Component {
 	return templ.ComponentFunc(func(_ context.Context, w io.Writer) error {
 		h := htmlWriter{w: w}
@@ -189,6 +190,37 @@ func cut(s string, n int) (kept string, left int) {
 		k--
 	}
 	return s[:k], len(s) - k
+}
+
+// width is how many bytes s takes when it is made visible.
+func width(s string) (n int) {
+	if printable(s) {
+		return len(s)
+	}
+	for _, r := range visible(s) {
+		n += len(r.text)
+	}
+	return n
+}
+
+// printable says whether s is printed ASCII alone.
+func printable(s string) bool {
+	for i := 0; i < len(s); i++ {
+		if s[i] < ' ' || s[i] > '~' {
+			return false
+		}
+	}
+	return true
+}
+
+// fit returns how many bytes of s take about n when they are made visible; n where all
+// of them do not take more.
+func fit(s string, n int) int {
+	head, _ := cut(s, n)
+	if w := width(head); w > n {
+		return max(1, n*len(head)/w)
+	}
+	return n
 }
 
 // middle cuts s in its middle to about n bytes, so that both ends of a path are seen.

@@ -37,6 +37,7 @@ type site struct {
 	Options
 	auth    *Auth
 	hosts   []string
+	alarm   *query.Query  // finds what was blocked or leaked
 	streams chan struct{} // a slot for each
 }
 
@@ -51,7 +52,7 @@ func New(o Options) http.Handler {
 	if o.OnError == nil {
 		o.OnError = func(*http.Request, error) {}
 	}
-	s := &site{Options: o, auth: o.Auth, streams: make(chan struct{}, maxStreams)}
+	s := &site{Options: o, auth: o.Auth, alarm: alarmQuery(), streams: make(chan struct{}, maxStreams)}
 	s.hosts = []string{"127.0.0.1", "localhost", "::1"}
 	for _, h := range o.Hosts {
 		s.hosts = append(s.hosts, strings.ToLower(strings.Trim(h, "[]")))

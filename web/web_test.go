@@ -558,7 +558,7 @@ func TestAStreamBeginsWithEverythingAndSendsWhatChanged(t *testing.T) {
 		}
 		return ids
 	}
-	for _, want := range [][]string{{"summary", "ops"}, {"procs", "surfaces", "sessions"}} {
+	for _, want := range [][]string{{"summary", "alarms", "ops"}, {"procs", "surfaces", "sessions"}} {
 		event, id, data := next()
 		if event != "" || id != "41" || !slices.Equal(parts(data), want) {
 			t.Errorf("then came %q with id %q and %q, not %q", event, id, parts(data), want)
@@ -568,8 +568,59 @@ func TestAStreamBeginsWithEverythingAndSendsWhatChanged(t *testing.T) {
 	hubOf(srv).Publish(Tick{Seq: 42, Boxes: []string{"other"}, Blocked: true})
 	hubOf(srv).Publish(Tick{Seq: 43, Boxes: []string{"default"}, Blocked: true})
 	_, id, data := next()
-	if id != "43" || !strings.Contains(data, "new") || !slices.Equal(parts(data), []string{"summary", "ops"}) {
+	if id != "43" || !strings.Contains(data, "new") || !slices.Equal(parts(data), []string{"summary", "alarms", "ops"}) {
 		t.Errorf("the change came with id %q in %q: %.80s", id, parts(data), data)
+	}
+}
+
+func TestWhatWasBlockedStaysInSight(t *testing.T) {
+	add := func(m *memory, n int, v core.Verdict, leak bool, target string) {
+		for range n {
+			m.add(core.Operation{Seq: 999, Time: time.Now(), Box: "build", Session: "s", Target: target, Surface: core.FilesRead, Action: core.ActRead, Verdict: v, Leak: leak})
+		}
+	}
+	m := demo()
+	s := &site{Options: Options{Source: m}, alarm: alarmQuery()}
+	a := &alarms{}
+	kept := func() string {
+		t.Helper()
+		v := boxView{boxFilter: boxFilter{box: "build"}}
+		if err := s.readTop(t.Context(), &v); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.readWindow(t.Context(), &v, a); err != nil {
+			t.Fatal(err)
+		}
+		var targets []string
+		for _, op := range v.alarms {
+			targets = append(targets, op.Target)
+		}
+		return strings.Join(targets, " ")
+	}
+	add(m, 50, core.Allowed, false, "/x")
+	for _, step := range []struct {
+		what string
+		do   func()
+		want string
+	}{
+		{"nothing was blocked", func() {}, ""},
+		{"one is, among many that are not", func() { add(m, 1, core.Blocked, false, "a"); add(m, 5000, core.Allowed, false, "/x") }, "a"},
+		{"much else is done", func() { add(m, 5000, core.Allowed, false, "/x") }, "a"},
+		{"two more", func() {
+			add(m, 1, core.Blocked, false, "b")
+			add(m, 100, core.Allowed, false, "/x")
+			add(m, 1, core.Allowed, true, "leak")
+		}, "leak b a"},
+		{"only the last three", func() { add(m, 1, core.Blocked, false, "c") }, "c leak b"},
+		{"a flood of them", func() { add(m, 1000, core.Blocked, false, "many"); add(m, 1, core.Blocked, false, "last") }, "last many many"},
+		{"the record begins again", func() {
+			m.ops, m.boxes[1].Counts = nil, core.Counts{}
+			add(m, 1, core.Blocked, false, "anew")
+		}, "anew"},
+	} {
+		if step.do(); kept() != step.want {
+			t.Errorf("%s: kept is %q", step.what, kept())
+		}
 	}
 }
 

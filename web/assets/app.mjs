@@ -138,7 +138,7 @@ async function catchUp() {
 }
 
 document.addEventListener("toggle", (e) => {
-  if (e.target.matches?.(".op details") && e.target.open) setHeld(true);
+  if (e.target.matches?.("#ops .op details") && e.target.open) setHeld(true);
 }, true);
 
 // --- keys ---
