@@ -47,9 +47,9 @@ func openChanged(b boxDir, layers []layer, lean, alone bool) (*changed, error) {
 	defer f.Close()
 	if fi, err := f.Stat(); err != nil || fi.Size() != filterBytes {
 		fill = true
-		if err := f.Truncate(filterBytes); err != nil {
-			return nil, fmt.Errorf("make the filter of changed paths: %w", err)
-		}
+	}
+	if err := reserve(f, filterBytes, fill); err != nil {
+		return nil, fmt.Errorf("make the filter of changed paths: %w", err)
 	}
 	c := &changed{layers: layers}
 	if c.words, c.unmap, err = sys.MapShared(f, filterBytes); err != nil {
@@ -85,6 +85,24 @@ func openChanged(b boxDir, layers []layer, lean, alone bool) (*changed, error) {
 		}
 	}
 	return c, nil
+}
+
+// reserve makes f size bytes long, with room on the disk for all of them: a page of a
+// mapped file for which there is none is a SIGBUS (mmap(2)), and the box fills the disk
+// when it likes.
+func reserve(f *os.File, size int64, fresh bool) error {
+	err := syscall.Fallocate(int(f.Fd()), 0, 0, size)
+	if errors.Is(err, syscall.EOPNOTSUPP) && fresh {
+		if err = f.Truncate(0); err == nil {
+			_, err = f.WriteAt(make([]byte, size), 0)
+		}
+	} else if errors.Is(err, syscall.EOPNOTSUPP) {
+		err = nil
+	}
+	if err == nil {
+		err = f.Truncate(size)
+	}
+	return err
 }
 
 func (c *changed) close() {
