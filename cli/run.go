@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -268,7 +269,8 @@ func (o *runOptions) runSession(p *printer, command []string) (err error) {
 // record runs the session with its log.
 func (s *session) record(p *printer, h Home, natsURL string, serve bool) error {
 	var trouble troubles
-	log, err := events.OpenLog(events.LogOptions{Home: string(h), Session: s.Session, NATSURL: natsURL, Bad: trouble.add})
+	full := &fullDisk{p: p, home: h}
+	log, err := events.OpenLog(events.LogOptions{Home: string(h), Session: s.Session, NATSURL: natsURL, Bad: trouble.add, Full: full.reserve})
 	if err != nil {
 		return homeHint(err)
 	}
@@ -278,7 +280,7 @@ func (s *session) record(p *printer, h Home, natsURL string, serve bool) error {
 		code, err = driver.Run(ctx, driver.Options{
 			BoxDir: h.box(s.Box), Hide: []string{string(h)}, Session: s.Session, Policy: s.policy, Dir: s.dir,
 			Env: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
-			Log: log.Observer(ctx, func(full bool) { sayFull(p, h, full) }),
+			Log: log.Observer(ctx, full.held), Ended: log.Ending,
 		})
 	}
 	lerr := log.End(code)
@@ -298,17 +300,48 @@ func (s *session) record(p *printer, h Home, natsURL string, serve bool) error {
 		err = homeHint(fmt.Errorf("end the log of session %s: %w", s.ID, lerr))
 	}
 	if err != nil {
-		return errors.Join(err, trouble.err())
+		return errors.Join(homeHint(err), trouble.but(err))
 	}
 	return exitCode(code)
 }
 
-// sayFull tells the person at the terminal why the box stands still.
-func sayFull(p *printer, h Home, full bool) {
-	if full {
-		p.Alert("the disk is full, the box waits until there is room in %s", string(h))
-	} else {
-		p.Alert("there is room again, the box goes on")
+// fullDisk tells the person at the terminal what a full disk does to the box. The box can
+// fill the disk and empty it again as often as it likes: so it says each thing once in a
+// while, and the end of it only when the beginning was said.
+type fullDisk struct {
+	p    *printer
+	home Home
+
+	mu           sync.Mutex
+	open         bool // the end of it is to be said
+	said, heldAt time.Time
+}
+
+// fullAgain is how long nothing is said a second time.
+const fullAgain = 10 * time.Second
+
+// reserve is told by the log that the disk is full, and that it no longer is.
+func (f *fullDisk) reserve(full bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case full && time.Since(f.said) > fullAgain:
+		f.open, f.said = true, time.Now()
+		f.p.Alert("the disk is full: what the box writes fails; the log goes on in its reserve. Make room on the disk of %s", string(f.home))
+	case !full && f.open:
+		f.open = false
+		f.p.Alert("there is room on the disk again")
+	}
+}
+
+// held is called when the reserve is used up, but for what is for the end, and when it no
+// longer is.
+func (f *fullDisk) held(full bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if full && time.Since(f.heldAt) > fullAgain {
+		f.open, f.heldAt = true, time.Now()
+		f.p.Alert("the disk is full, the box waits until there is room in %s", string(f.home))
 	}
 }
 
@@ -327,10 +360,12 @@ func (t *troubles) add(err error) {
 	}
 }
 
-func (t *troubles) err() error {
+// but returns them without what err says already.
+func (t *troubles) but(err error) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return errors.Join(t.errs...)
+	said := err.Error()
+	return errors.Join(slices.DeleteFunc(slices.Clone(t.errs), func(e error) bool { return strings.Contains(said, e.Error()) })...)
 }
 
 // dashboard is what a run knows of the daemon.

@@ -13,6 +13,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/sandglass/sandglass/core"
@@ -41,6 +42,9 @@ type Options struct {
 	// gets only until it returns. While it blocks the box goes on until about 32,000
 	// operations wait, then waits too. An error ends the box.
 	Log func(*core.Operation) error
+	// Ended is called when the command has ended, also while Log blocks: what Log is called
+	// with from then on has happened already, and is at most twice what may wait. May be nil.
+	Ended func()
 }
 
 // Run runs a command in a box and returns its exit code as a shell would: 128+N for
@@ -490,15 +494,22 @@ func (r *run) begin(m stageMsg, s *supervisor, term *terminal) {
 // listen reads what the stage says until it ends.
 func (r *run) listen(term *terminal, ended chan<- stageMsg) {
 	var last stageMsg
+	end := sync.OnceFunc(func() {
+		if r.o.Ended != nil {
+			r.o.Ended()
+		}
+	})
 	for {
 		m, err := receive(r.control)
 		if err != nil {
+			end()
 			ended <- last
 			return
 		}
 		switch m.Op {
 		case "exit", "failed":
 			last = m
+			end()
 		case "stopped":
 			if term.stopped(syscall.Signal(m.Signal)) {
 				send(r.control, stageMsg{Op: "foreground"})

@@ -284,6 +284,7 @@ func Note(home string, l Life) error {
 	if err != nil {
 		return fail(err)
 	}
+	s.cannot = true // one small record needs no reserve
 	rec := append(make([]byte, recordHead), body...)
 	sealRecord(rec, s.marker, kindLife, 0, 0)
 	if err := s.append(rec); err != nil {

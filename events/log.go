@@ -26,7 +26,7 @@ const (
 	urgentBehind  = 64        // batches that are not published yet, from which on nothing is urgent
 	publishEvery  = 8 * time.Millisecond
 	syncEvery     = time.Second
-	lifeWithin    = 2 * time.Second // for a fact on a full disk
+	lifeWithin    = 2 * time.Second // for the end on a full disk
 	retryFullEach = 100 * time.Millisecond
 )
 
@@ -38,6 +38,9 @@ type LogOptions struct {
 	NATSURL  string      // an external server; "": the embedded one of Home
 	Creds    string      // file with the credentials for NATSURL
 	Bad      func(error) // told of what goes wrong beside the box's way: a [*BadRecord], say; may be nil
+	// Full is told when the disk is full, while the log goes into what it has reserved, and
+	// when there is room again; may be nil.
+	Full func(full bool)
 }
 
 // Log is a session's log as its supervisor writes it. [Log.Append], [Log.Begin],
@@ -55,6 +58,9 @@ type Log struct {
 	urgent bool             // something in buf must not wait
 	idle   bool             // the writer waits for the first operation
 	full   bool             // the disk is
+	scarce bool             // it is, but perhaps for what is reserved
+	spare  bool             // and what is left of that is for the end
+	ending bool             // the end has come
 	giveUp time.Time        // when to stop trying; zero: never
 	err    error            // why nothing can be written any more
 	closed bool
@@ -110,7 +116,7 @@ type Stats struct {
 // Stats returns the counters.
 func (l *Log) Stats() Stats {
 	l.mu.Lock()
-	full := l.full
+	full := l.full || l.scarce
 	l.mu.Unlock()
 	s := Stats{Appended: l.n.appended.Load(), Acked: l.n.ackedOps.Load(), Spooled: l.n.spooledOps.Load(), Batches: l.n.batches.Load(),
 		Bytes: l.n.spooledBytes.Load(), Published: l.n.published.Load(), Stalls: l.n.stalls.Load(), FullStalls: l.n.fullStalls.Load(),
@@ -196,10 +202,10 @@ func (l *Log) fit(op *core.Operation) (core.Operation, int) {
 // session must be the log's. op itself may be changed afterwards, its Detail not.
 //
 // Append returns when the operation is in memory; it is in the spool a few milliseconds
-// later. It waits while the disk is slower than the box. When the disk is full, it
-// returns an error that wraps [ErrDiskFull] without having taken the operation: call it
-// again with the same one, and let the box wait; see [Log.Observer]. Any other error is
-// the end of the log.
+// later. It waits while the disk is slower than the box. When the disk is full, and half
+// of what the log has reserved of it is used up, it returns an error that wraps
+// [ErrDiskFull] without having taken the operation: call it again with the same one, and
+// let the box wait; see [Log.Observer] and [Log.Ending]. Any other error is the end of the log.
 func (l *Log) Append(op *core.Operation) error {
 	if op.Seq != l.next || op.Session != l.addr.session || op.Box != l.addr.box {
 		return fmt.Errorf("append operation: %d of session %q in box %q, not %d of %q in %q", op.Seq, op.Session, op.Box, l.next, l.addr.session, l.addr.box)
@@ -209,7 +215,7 @@ func (l *Log) Append(op *core.Operation) error {
 	}
 	o, size := l.fit(op)
 	l.mu.Lock()
-	for stalled := false; l.err == nil && !l.full && !l.closed && (len(l.buf) >= bufferOps || l.bytes+size > bufferBytes && len(l.buf) > 0); {
+	for stalled := false; l.err == nil && !l.held() && !l.closed && (len(l.buf) >= bufferOps || l.bytes+size > bufferBytes && len(l.buf) > 0); {
 		if !stalled {
 			stalled = true
 			l.n.stalls.Add(1)
@@ -225,7 +231,7 @@ func (l *Log) Append(op *core.Operation) error {
 		err := l.err
 		l.mu.Unlock()
 		return fmt.Errorf("append operation %d: %w", op.Seq, err)
-	case l.full:
+	case l.held():
 		l.mu.Unlock()
 		return core.Hint(fmt.Errorf("append operation %d: %w", op.Seq, ErrDiskFull), "make room on the disk that holds "+l.spool.dir)
 	}
@@ -242,6 +248,19 @@ func (l *Log) Append(op *core.Operation) error {
 	l.next++
 	l.n.appended.Add(1)
 	return nil
+}
+
+// held says whether no operation is taken because the disk is full. l.mu is held.
+func (l *Log) held() bool { return l.full || l.spare && !l.ending }
+
+// Ending says that the box has ended: what Append is called with from now on is what has
+// waited, and goes into what is left of the reserve. It may be called while Append or an
+// Observer waits.
+func (l *Log) Ending() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ending = true
+	l.room.Broadcast()
 }
 
 // representable says whether a batch can hold t.
@@ -286,7 +305,7 @@ func (l *Log) waitRoom(ctx context.Context) error {
 	defer stop()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for l.full && l.err == nil && !l.closed && ctx.Err() == nil {
+	for l.held() && l.err == nil && !l.closed && ctx.Err() == nil {
 		l.room.Wait()
 	}
 	return ctx.Err()
@@ -306,8 +325,9 @@ func (l *Log) write() {
 				return
 			}
 			l.idle = true
+			full := l.full || l.scarce
 			l.mu.Unlock()
-			<-l.wake
+			l.sleep(full)
 			l.mu.Lock()
 		}
 		l.idle = false
@@ -349,6 +369,38 @@ func (l *Log) write() {
 		}
 		clear(ops)
 		spare, spareSizes = ops, sizes
+	}
+}
+
+// sleep waits until there is something to write. While the disk is full it looks whether
+// there is room again.
+func (l *Log) sleep(full bool) {
+	if !full {
+		<-l.wake
+		return
+	}
+	select {
+	case <-l.wake:
+	case <-time.After(retryFullEach):
+		l.wmu.Lock()
+		l.spool.keepReserve()
+		l.looked(l.full && l.spool.scarce)
+		l.wmu.Unlock()
+	}
+}
+
+// looked notes how full the disk is. l.wmu is held.
+func (l *Log) looked(full bool) {
+	l.spool.look(false)
+	scarce := l.spool.scarce || l.spool.tight
+	spare := l.spool.scarce && l.spool.left() < reserve/2
+	l.mu.Lock()
+	changed := l.scarce != scarce
+	l.full, l.scarce, l.spare = full, scarce, spare
+	l.room.Broadcast()
+	l.mu.Unlock()
+	if changed && l.o.Full != nil {
+		l.o.Full(scarce)
 	}
 }
 
@@ -409,11 +461,9 @@ func (l *Log) appendRecord() error {
 		err := l.spool.append(l.rec)
 		full := errors.Is(err, ErrDiskFull)
 		l.mu.Lock()
-		changed := l.full != full
-		l.full = full
-		enough := l.closed
-		l.room.Broadcast()
+		changed, enough := l.full != full, l.closed
 		l.mu.Unlock()
+		l.looked(full)
 		if err == nil {
 			l.n.records.Add(1)
 			l.n.spooledBytes.Add(uint64(len(l.rec)))
@@ -444,10 +494,11 @@ func (l *Log) report(err error) {
 	}
 }
 
-// life writes a fact to the spool, behind all operations that were appended.
-func (l *Log) life(f *Life) (err error) {
+// life writes a fact to the spool, behind all operations that were appended. When the
+// disk is full it waits for room for as long as is said.
+func (l *Log) life(f *Life, patience time.Duration) (err error) {
 	l.mu.Lock()
-	l.giveUp = time.Now().Add(lifeWithin)
+	l.giveUp = time.Now().Add(patience)
 	l.mu.Unlock()
 	l.wmu.Lock()
 	defer l.wmu.Unlock()
@@ -496,6 +547,7 @@ func (l *Log) writeLife(f *Life) error {
 	}
 	l.rec = append(append(l.rec[:0], make([]byte, recordHead)...), body...)
 	sealRecord(l.rec, l.spool.marker, kindLife, 0, 0)
+	l.spool.look(true)
 	return l.appendRecord()
 }
 
@@ -522,14 +574,17 @@ func (l *Log) Begin(f Life) error {
 	if f.Net == "" {
 		f.Net = s.Net
 	}
-	return l.life(&f)
+	if _, err := SealKey(l.o.Home); err != nil { // the end needs it, when there may be no room for a new one
+		return fmt.Errorf("log %s: %w", f.Kind, err)
+	}
+	return l.life(&f, 0)
 }
 
 // End logs that the session ended with an exit code, and seals its chain.
 func (l *Log) End(exit int) error {
 	s := &l.o.Session
 	f := Life{Kind: SessionEnd, Time: time.Now(), Host: s.Host, Box: s.Box, Session: s.ID, Exit: exit}
-	if err := l.life(&f); err != nil {
+	if err := l.life(&f, lifeWithin); err != nil {
 		return err
 	}
 	l.ended = true

@@ -20,6 +20,15 @@ var ErrDiskFull = errors.New("disk full")
 // maxSegment is where a segment ends; what the bus has of a spool is removed in segments.
 var maxSegment int64 = 32 << 20
 
+// reserve is how much of the disk a spool has for itself behind its end, before anything
+// is written there. A box that fills the disk does so in its own files; the log goes on
+// in what it has. Half of it is for a box that runs on, the other for what waits in
+// memory when it has ended: some 60,000 operations, of 60 bytes as they usually are.
+var reserve int64 = 8 << 20
+
+// reserveStep is how much is reserved at a time.
+func reserveStep() int64 { return reserve / 4 }
+
 const (
 	lockName  = "lock"
 	ackedName = "acked"
@@ -33,6 +42,14 @@ type spool struct {
 	dir    string
 	lock   *os.File
 	marker marker
+
+	// Of who appends:
+	ahead  int64     // the segment has its room on the disk up to here
+	scarce bool      // there was no more room to reserve
+	tight  bool      // there is hardly any on the disk, whether or not some is needed now
+	looked time.Time // when tight was found out
+	retry  time.Time // when to try again
+	cannot bool      // nothing is reserved: the file system does not do it
 
 	mu     sync.Mutex
 	f      *os.File      // the segment that is written to; nil before the first record
@@ -103,25 +120,35 @@ func (s *spool) append(rec []byte) error {
 	s.mu.Lock()
 	tail, f := s.tail, s.f
 	s.mu.Unlock()
-	if f == nil || tail.off+int64(len(rec)) > maxSegment && tail.off > segHead {
+	mine := f != nil && tail.off+int64(len(rec)) <= s.ahead // there is room for it that nobody else can take
+	later := mine && s.scarce && time.Now().Before(s.retry)
+	if f == nil || tail.off+int64(len(rec)) > maxSegment && tail.off > segHead && !later {
 		next := position{tail.seg, 0}
 		if f != nil {
 			next.seg++
 		}
-		nf, err := s.newSegment(next.seg)
-		if err != nil {
+		nf, ahead, err := s.newSegment(next.seg)
+		switch {
+		case isFull(err) && mine: // a new one has none
+			s.scarce, s.retry = true, time.Now().Add(retryFullEach)
+		case err != nil:
 			return spoolError("make a segment of spool "+s.dir, err)
+		default:
+			if f != nil {
+				f.Truncate(tail.off) // gives back what was reserved and not used
+			}
+			next.off, s.ahead = segHead, ahead
+			s.mu.Lock()
+			if f != nil {
+				s.files = append(s.files, f)
+			}
+			s.f, s.tail = nf, next
+			f, tail = nf, next
+			s.mu.Unlock()
 		}
-		next.off = segHead
-		s.mu.Lock()
-		if f != nil {
-			s.files = append(s.files, f)
-		}
-		s.f, s.tail = nf, next
-		f, tail = nf, next
-		s.mu.Unlock()
 	}
 	if _, err := f.WriteAt(rec, tail.off); err != nil {
+		s.ahead, s.scarce = 0, isFull(err) && !s.cannot // what is ahead is cut off
 		if terr := f.Truncate(tail.off); terr != nil {
 			return fmt.Errorf("write spool %s: %w; and cut it back: %w", s.dir, err, terr)
 		}
@@ -132,19 +159,92 @@ func (s *spool) append(rec []byte) error {
 	close(s.grown)
 	s.grown = make(chan struct{})
 	s.mu.Unlock()
+	s.keepReserve()
 	return nil
 }
 
-func (s *spool) newSegment(n int64) (*os.File, error) {
+func (s *spool) newSegment(n int64) (f *os.File, ahead int64, err error) {
 	path := filepath.Join(s.dir, segName(n))
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	if _, err := f.WriteAt(append([]byte(segMagic), s.marker[:]...), 0); err != nil {
-		return nil, errors.Join(err, f.Close(), os.Remove(path))
+	ahead = reserve + reserveStep()
+	if err = s.allocate(f, 0, ahead); err == nil {
+		_, err = f.WriteAt(append([]byte(segMagic), s.marker[:]...), 0)
 	}
-	return f, nil
+	if err != nil {
+		return nil, 0, errors.Join(err, f.Close(), os.Remove(path))
+	}
+	return f, ahead, nil
+}
+
+// allocate gives a part of a file its room on the disk, and leaves its size as it is:
+// what reads the spool sees nothing of it. On a file system that cannot do this it does
+// nothing.
+func (s *spool) allocate(f *os.File, off, size int64) error {
+	const keepSize = 1 // FALLOC_FL_KEEP_SIZE of fallocate(2)
+	if s.cannot {
+		return nil
+	}
+	err := ignoringEINTR(func() error { return syscall.Fallocate(int(f.Fd()), keepSize, off, size) })
+	if err != nil && !isFull(err) {
+		s.cannot = true
+		return nil
+	}
+	return err
+}
+
+func ignoringEINTR(fn func() error) error {
+	for {
+		if err := fn(); err != syscall.EINTR {
+			return err
+		}
+	}
+}
+
+// keepReserve reserves more when some of the reserve was used.
+func (s *spool) keepReserve() {
+	if s.left() >= reserve {
+		s.scarce = false
+		return
+	}
+	if s.scarce && time.Now().Before(s.retry) {
+		return
+	}
+	for s.scarce = false; s.left() < reserve && !s.scarce; {
+		from := max(s.ahead, s.tail.off)
+		if err := s.allocate(s.f, from, reserveStep()); err != nil {
+			s.scarce, s.retry = true, time.Now().Add(retryFullEach)
+		} else {
+			s.ahead = from + reserveStep()
+		}
+	}
+}
+
+// tightBelow is how much room on the disk is none to speak of, and tightEvery how often
+// that is looked at.
+const (
+	tightBelow = 128 << 10
+	tightEvery = 20 * time.Millisecond
+)
+
+// look finds out how much room there is on the disk: at once, or if it was not lately.
+func (s *spool) look(now bool) {
+	if s.cannot || !now && time.Since(s.looked) < tightEvery {
+		return
+	}
+	s.looked = time.Now()
+	var fs syscall.Statfs_t
+	s.tight = ignoringEINTR(func() error { return syscall.Fstatfs(int(s.lock.Fd()), &fs) }) == nil && int64(fs.Bavail)*int64(fs.Bsize) < tightBelow
+}
+
+// left returns how much of the reserve is left.
+func (s *spool) left() int64 {
+	if s.cannot || s.f == nil {
+		return reserve
+	}
+	return max(0, s.ahead-s.tail.off)
 }
 
 // end returns the end of what is whole, and a channel that is closed when it has moved.
@@ -196,8 +296,11 @@ func (s *spool) close(elsewhere bool) error {
 	}
 	s.mu.Unlock()
 	var errs []error
-	if elsewhere {
+	switch {
+	case elsewhere:
 		errs = append(errs, removeSpool(s.dir))
+	case s.f != nil:
+		errs = append(errs, s.f.Truncate(s.tail.off)) // and no more of the disk than it needs
 	}
 	for _, f := range files { // the lock is given up when the files are gone
 		errs = append(errs, f.Close())

@@ -355,7 +355,184 @@ func small(t *testing.T) (dir string, room func()) {
 	return dir, lift
 }
 
+// reserving has spools reserve n bytes; with 0 it is as on a file system that cannot.
+func reserving(t *testing.T, n int64) {
+	before := reserve
+	reserve = n
+	t.Cleanup(func() { reserve = before })
+}
+
+// disk makes a folder on a disk of its own, and returns it with functions that fill it to
+// the last byte and empty it of that again.
+func disk(t *testing.T, size string) (dir string, fill, free func()) {
+	t.Helper()
+	dir = t.TempDir()
+	if err := syscall.Mount("sandglass-test", dir, "tmpfs", 0, "size="+size); err != nil {
+		t.Skipf("mounts a small disk, for which one must be root: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	ballast := filepath.Join(dir, "ballast")
+	fill = func() {
+		f, err := os.OpenFile(ballast, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		for err == nil {
+			_, err = f.Write(make([]byte, 4096))
+		}
+		if !errors.Is(err, syscall.ENOSPC) {
+			t.Fatal(err)
+		}
+	}
+	return dir, fill, func() {
+		if err := os.Remove(ballast); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestALogOnAFullDiskGoesOnInItsReserve(t *testing.T) {
+	reserving(t, 1<<20) // of which half is more than what waits in memory
+	home, s := t.TempDir(), session(1)
+	dir, fill, free := disk(t, "8m")
+	var said []bool
+	told := make(chan struct{}, 64)
+	l, err := OpenLog(LogOptions{Home: home, SpoolDir: filepath.Join(dir, "spool"), Session: s, Full: func(full bool) {
+		said = append(said, full) // from one goroutine at a time
+		told <- struct{}{}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Begin(Life{}); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	more := func(count int) (err error) {
+		for ; count > 0 && err == nil; count-- {
+			if err = l.Append(operation(s, n+1)); err == nil {
+				n++
+			}
+		}
+		return err
+	}
+	fill()
+	if err := more(1 << 20); !errors.Is(err, ErrDiskFull) || n < 1000 {
+		t.Fatalf("took %d operations on a full disk, then %v", n, err)
+	}
+	<-told
+	free()
+	<-told
+	if err := more(10_000); err != nil {
+		t.Fatalf("when there is room again: %v", err)
+	}
+	fill()
+	for err = nil; err == nil; err = more(1) {
+	}
+	<-told
+	held := n
+	l.Ending()
+	if err := more(1000); err != nil {
+		t.Fatalf("at the end: %v", err)
+	}
+	if err := l.End(0); err != nil {
+		t.Fatal(err)
+	}
+	closeLog(t, l)
+	if len(said) != 3 || !said[0] || said[1] || !said[2] || n != held+1000 {
+		t.Errorf("said %v, %d operations, held at %d", said, n, held)
+	}
+	wholeLog(t, home, l.spool.dir, s, n)
+	var st syscall.Stat_t
+	if err := syscall.Stat(filepath.Join(l.spool.dir, segName(1)), &st); err != nil || st.Blocks*512 > st.Size+4096 {
+		t.Errorf("a closed spool of %d bytes has %d of the disk, %v", st.Size, st.Blocks*512, err)
+	}
+}
+
+func TestAFullDiskKeepsALogInTheSegmentThatHasRoom(t *testing.T) {
+	defer func(n int64) { maxSegment = n }(maxSegment)
+	maxSegment = 32 << 10
+	reserving(t, 256<<10)
+	home, s := t.TempDir(), session(1)
+	dir, fill, free := disk(t, "2m")
+	l, err := OpenLog(LogOptions{Home: home, SpoolDir: filepath.Join(dir, "spool"), Session: s})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Begin(Life{}); err != nil {
+		t.Fatal(err)
+	}
+	fill()
+	for n := 1; err == nil; n++ {
+		err = l.Append(operation(s, n))
+	}
+	if ns, serr := segments(l.spool.dir); !errors.Is(err, ErrDiskFull) || serr != nil || len(ns) != 1 {
+		t.Fatalf("segments %v, %v; %v", ns, serr, err)
+	}
+	last := int(l.next) - 1
+	free()
+	observe := l.Observer(soon(t), nil)
+	for ; last < 20_000; last++ {
+		if err := observe(operation(s, last+1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.End(0); err != nil {
+		t.Fatal(err)
+	}
+	closeLog(t, l)
+	if ns, err := segments(l.spool.dir); err != nil || len(ns) < 2 {
+		t.Errorf("segments %v, %v", ns, err)
+	}
+	wholeLog(t, home, l.spool.dir, s, last)
+}
+
+func TestALogWithoutRoomForItsReserveDoesNotBegin(t *testing.T) {
+	reserving(t, 256<<10)
+	home, s := t.TempDir(), session(1)
+	dir, fill, _ := disk(t, "1m")
+	fill()
+	l, err := OpenLog(LogOptions{Home: home, SpoolDir: filepath.Join(dir, "spool"), Session: s})
+	if err == nil {
+		err = errors.Join(l.Begin(Life{}), l.Close(soon(t)))
+	}
+	if !errors.Is(err, ErrDiskFull) || len(core.Hints(err)) == 0 {
+		t.Errorf("error %v, want one that wraps %v, with a hint", err, ErrDiskFull)
+	}
+}
+
+// wholeLog fails unless a spool holds the operations of a session up to last, in one
+// chain, and its seal.
+func wholeLog(t *testing.T, home, dir string, s core.Session, last int) {
+	t.Helper()
+	recs, bad := readAll(t, dir, s)
+	if len(bad) != 0 {
+		t.Errorf("bad records: %v", bad)
+	}
+	var bodies [][]byte
+	for _, r := range recs[1 : len(recs)-1] {
+		bodies = append(bodies, r.body)
+	}
+	head, got, err := VerifyChain(bodies...)
+	if err != nil || got != core.Seq(last) {
+		t.Errorf("chain to %d, want %d: %v", got, last, err)
+	}
+	key, err := SealKey(home)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := recs[len(recs)-1].life.VerifySeal(key.Public().(ed25519.PublicKey), head, got); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAFullDiskHoldsTheBoxAndLosesNothing(t *testing.T) {
+	reserving(t, 0)
 	home, s := t.TempDir(), session(1)
 	spools, room := small(t)
 	var reports atomic.Int64
@@ -404,25 +581,7 @@ func TestAFullDiskHoldsTheBoxAndLosesNothing(t *testing.T) {
 	if err := os.Rename(l.spool.dir, filepath.Join(home, "moved")); err != nil && !errors.Is(err, syscall.EXDEV) {
 		t.Fatal(err)
 	}
-	recs, bad := readAll(t, existing(filepath.Join(home, "moved"), l.spool.dir), s)
-	if len(bad) != 0 {
-		t.Errorf("bad records: %v", bad)
-	}
-	var bodies [][]byte
-	for _, r := range recs[1 : len(recs)-1] {
-		bodies = append(bodies, r.body)
-	}
-	head, got, err := VerifyChain(bodies...)
-	if err != nil || got != core.Seq(last) {
-		t.Errorf("chain to %d, want %d: %v", got, last, err)
-	}
-	key, err := SealKey(home)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := recs[len(recs)-1].life.VerifySeal(key.Public().(ed25519.PublicKey), head, got); err != nil {
-		t.Error(err)
-	}
+	wholeLog(t, home, existing(filepath.Join(home, "moved"), l.spool.dir), s, last)
 }
 
 func existing(a, b string) string {
@@ -433,6 +592,7 @@ func existing(a, b string) string {
 }
 
 func TestAFullDiskAtTheEndIsTold(t *testing.T) {
+	reserving(t, 0)
 	home, s := t.TempDir(), session(1)
 	spools, room := small(t)
 	l, err := OpenLog(LogOptions{Home: home, SpoolDir: filepath.Join(spools, "spool"), Session: s})
