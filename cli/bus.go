@@ -2,9 +2,11 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/sandglass/sandglass/core"
@@ -18,12 +20,18 @@ type bus struct {
 	conn   *events.Conn
 	server *events.Server // nil when it is external
 	home   Home
+
+	mu  sync.Mutex
+	ill error              // why it cannot write at the moment
+	era context.Context    // ends when it falls ill: nobody waits for answers that will not come
+	end context.CancelFunc // of era
 }
 
 // openBus starts the embedded bus, or connects to an external one, and makes the streams.
 // The caller holds the daemon's lock.
 func openBus(ctx context.Context, h Home, external string) (_ *bus, err error) {
 	b := &bus{name: "embedded", home: h}
+	b.era, b.end = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
 			b.close()
@@ -70,6 +78,13 @@ func withoutSecrets(urls string) string {
 }
 
 func (b *bus) states(ctx context.Context) (map[string]events.StreamState, error) {
+	era, ill := b.well()
+	if ill != nil {
+		return nil, ill
+	}
+	ctx, cause := context.WithCancelCause(ctx)
+	defer cause(nil)
+	defer context.AfterFunc(era, func() { cause(errors.New("the event bus is started anew")) })()
 	ctx, cancel := context.WithTimeoutCause(ctx, 10*time.Second, fmt.Errorf("the event bus (%s) does not answer", b.name))
 	defer cancel()
 	s, err := events.States(ctx, b.js)
@@ -79,7 +94,79 @@ func (b *bus) states(ctx context.Context) (map[string]events.StreamState, error)
 	return s, err
 }
 
+// well returns a context that ends when the bus falls ill, or why it is ill.
+func (b *bus) well() (context.Context, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.era, b.ill
+}
+
+// tend looks after the embedded server until ctx ends: one whose disk was full stores
+// nothing more, and is started anew when there is room. Then anew is called.
+func (b *bus) tend(ctx context.Context, say func(string, ...any), anew func()) {
+	if b.server == nil {
+		return
+	}
+	t := time.NewTicker(tendEvery)
+	defer t.Stop()
+	var wait time.Duration
+	var next time.Time
+	for {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+		before := b.look()
+		if _, err := b.well(); err == nil {
+			if before {
+				say("the event bus writes again")
+			}
+			continue
+		} else if !before {
+			say("%s", err)
+			wait = 0
+		}
+		if free, err := freeSpace(b.home); err == nil && free < roomToTend || time.Now().Before(next) {
+			continue
+		}
+		if err := b.server.Restart(); err != nil {
+			say("%s", err)
+		} else {
+			anew()
+		}
+		wait = min(2*wait+tendEvery, time.Minute)
+		next = time.Now().Add(wait)
+	}
+}
+
+// look asks the server how it is, and says whether it was ill before.
+func (b *bus) look() (before bool) {
+	ill := b.server.Ill()
+	if ill != nil {
+		ill = fmt.Errorf("the event bus cannot write: %w", ill)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	before = b.ill != nil
+	b.ill = ill
+	switch {
+	case ill != nil:
+		b.end()
+	case before:
+		b.era, b.end = context.WithCancel(context.Background())
+	}
+	return before
+}
+
+// tendEvery is how often the embedded server is asked how it is: a look at two streams.
+const tendEvery = time.Second
+
+// roomToTend is how much of the disk must be free for a server to be started anew.
+const roomToTend = 4 << 20
+
 func (b *bus) close() {
+	b.end()
 	if b.conn != nil {
 		b.conn.Close()
 	}

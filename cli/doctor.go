@@ -108,17 +108,25 @@ func tryWrite(h Home) error {
 
 func diskCheck(h Home) driver.Check {
 	k := driver.Check{Name: "disk", State: driver.OK}
-	var fs syscall.Statfs_t
-	if err := syscall.Statfs(string(h), &fs); err != nil {
+	free, err := freeSpace(h)
+	if err != nil {
 		k.State, k.Why = driver.Unknown, err.Error()
 		return k
 	}
-	free := int64(fs.Bavail) * fs.Bsize
 	k.Why = bytesText(free) + " free"
 	if free < minFree {
 		k.State, k.Hint = driver.Missing, "what boxes write, and the record of it, goes to this disk: free some space, or set SANDGLASS_HOME"
 	}
 	return k
+}
+
+// freeSpace is how much of the state folder's disk is free for its owner, in bytes.
+func freeSpace(h Home) (int64, error) {
+	var fs syscall.Statfs_t
+	if err := syscall.Statfs(string(h), &fs); err != nil {
+		return 0, fmt.Errorf("look at the disk of %s: %w", h, err)
+	}
+	return int64(fs.Bavail) * fs.Bsize, nil
 }
 
 func daemonCheck(ctx context.Context, h Home) driver.Check {

@@ -42,6 +42,7 @@ func newProjector(b *bus, s *store.Store, say func(string, ...any)) *projector {
 
 // run folds until ctx ends.
 func (p *projector) run(ctx context.Context) {
+	said := ""
 	for ctx.Err() == nil {
 		again, cancel := context.WithCancel(ctx)
 		p.mu.Lock()
@@ -53,7 +54,10 @@ func (p *projector) run(ctx context.Context) {
 		if ctx.Err() != nil || restarted || errors.Is(err, store.ErrRestart) {
 			continue
 		}
-		p.say("projections: %s", err)
+		if said != err.Error() { // a full disk stays so for a while
+			said = err.Error()
+			p.say("projections: %s", err)
+		}
 		p.mu.Lock()
 		p.stopped = err
 		p.wake()
@@ -211,17 +215,31 @@ func (p *projector) rebuild(ctx context.Context, tell func(progress)) error {
 	p.mu.Lock()
 	p.reset = true
 	p.folded = map[string]uint64{}
+	p.mu.Unlock()
+	p.again()
+	return p.sync(ctx, tell)
+}
+
+// again has the streams looked at anew, as at the beginning, and folding go on from there.
+func (p *projector) again() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.restart != nil {
 		p.restart()
 	}
-	p.mu.Unlock()
-	return p.sync(ctx, tell)
 }
 
 // drain brings what dead sessions left in their spools into the streams.
 func (p *projector) drain(ctx context.Context) error {
 	p.draining.Lock()
 	defer p.draining.Unlock()
+	era, ill := p.bus.well()
+	if ill != nil {
+		return ill
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(era, cancel)()
 	r, err := events.DrainSpools(ctx, string(p.bus.home), p.bus.conn)
 	for _, id := range r.Lost {
 		p.say("session %s: its supervisor died; what it had recorded is in the log", string(id))
@@ -235,6 +253,9 @@ func (p *projector) drain(ctx context.Context) error {
 		}
 	}
 	p.mu.Unlock()
+	if _, ill := p.bus.well(); ill != nil && err != nil {
+		return ill
+	}
 	if err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("empty the spools: %w", err)
 	}

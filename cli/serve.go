@@ -180,6 +180,7 @@ func (d *daemon) run(parent context.Context) (err error) {
 	defer d.stop(nil)
 	wg.Go(func() { d.proj.run(ctx) })
 	wg.Go(func() { d.proj.drainSometimes(ctx) })
+	wg.Go(func() { b.tend(ctx, d.journal.Say, d.proj.again) })
 	wg.Go(func() {
 		if err := (&controlServer{l: control, serve: d.answer}).run(ctx); err != nil {
 			d.stop(err)

@@ -639,3 +639,52 @@ func TestTheStateFolderIsItsOwnersAlone(t *testing.T) {
 	}
 	closeLog(t, l)
 }
+
+func TestAServerWhoseDiskWasFullIsStartedAnew(t *testing.T) {
+	home, fill, free := disk(t, "32m")
+	d := startDaemon(t, home)
+	t.Cleanup(d.stop) // before the disk goes
+	s := session(1)
+	if err := d.Ill(); err != nil {
+		t.Fatal(err)
+	}
+	spools := filepath.Join(t.TempDir(), "spool")
+	l, err := OpenLog(LogOptions{Home: home, SpoolDir: spools, Session: s})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Begin(Life{}); err != nil {
+		t.Fatal(err)
+	}
+	appendOps(t, l, s, 1, 1000)
+	untilAcked(t, l)
+	fill()
+	for n := 1001; d.Ill() == nil; n += 256 { // some goes into the block that the disk has room for already
+		appendOps(t, l, s, n, n+255)
+		until(t, func() bool { st := l.Stats(); return st.Acked == st.Appended || d.Ill() != nil }, func() any { return l.Stats() })
+	}
+	if err := d.Ill(); !errors.Is(err, ErrDiskFull) {
+		t.Errorf("it is ill: %v", err)
+	}
+	free()
+	if d.Ill() == nil {
+		t.Error("it got well by itself: there is no need of Restart any more")
+	}
+	if err := d.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Ill(); err != nil {
+		t.Errorf("after a restart: %v", err)
+	}
+	last := int(l.next) - 1
+	if err := l.End(0); err != nil {
+		t.Fatal(err)
+	}
+	untilAcked(t, l)
+	closeLog(t, l)
+	d.check(t, home, last, false, s)
+	d.Shutdown()
+	if d.Restart() == nil {
+		t.Error("a server that was shut down was started anew")
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -33,12 +34,13 @@ type ServerOptions struct {
 // Server is a NATS server with JetStream inside this process. It listens on no port: it
 // is reached through a socket in the state folder, which only its owner can enter.
 type Server struct {
-	home  string
+	o     ServerOptions
 	lock  *os.File
-	nats  *server.Server
 	ln    net.Listener
 	wg    sync.WaitGroup
+	life  sync.Mutex // of who restarts or ends it
 	mu    sync.Mutex
+	nats  *server.Server
 	conns map[net.Conn]struct{} // nil once the server is shut down
 }
 
@@ -71,8 +73,7 @@ func StartServer(o ServerOptions) (*Server, error) {
 }
 
 func startServer(o ServerOptions) (_ *Server, err error) {
-	store := filepath.Join(o.Home, "bus")
-	if err := os.MkdirAll(store, 0o700); err != nil {
+	if err := os.MkdirAll(busDir(o.Home), 0o700); err != nil {
 		return nil, err
 	}
 	lock, err := os.OpenFile(filepath.Join(o.Home, "bus.lock"), os.O_RDWR|os.O_CREATE, 0o600)
@@ -87,28 +88,17 @@ func startServer(o ServerOptions) (_ *Server, err error) {
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		return nil, core.Hint(fmt.Errorf("lock %s: %w", lock.Name(), err), "another daemon runs with this state folder: sandglass status")
 	}
-	opts, err := serverOptions(o.Home, store)
+	ns, err := runServer(o)
 	if err != nil {
 		return nil, err
 	}
-	ns, err := server.NewServer(opts)
-	if err != nil {
-		return nil, err
-	}
-	if o.Log != nil {
-		ns.SetLogger(o.Log, false, false)
-	}
-	ns.Start()
 	defer func() {
 		if err != nil {
 			ns.Shutdown()
 			ns.WaitForShutdown()
 		}
 	}()
-	if !ns.ReadyForConnections(30 * time.Second) {
-		return nil, errors.New("the server does not become ready")
-	}
-	s := &Server{home: o.Home, lock: lock, nats: ns, conns: map[net.Conn]struct{}{}}
+	s := &Server{o: o, lock: lock, nats: ns, conns: map[net.Conn]struct{}{}}
 	sock := SocketPath(o.Home)
 	if err := os.Remove(sock); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
@@ -129,7 +119,31 @@ func startServer(o ServerOptions) (_ *Server, err error) {
 	return s, nil
 }
 
-func serverOptions(home, store string) (*server.Options, error) {
+func busDir(home string) string { return filepath.Join(home, "bus") }
+
+// runServer starts NATS's own server, and returns when it takes connections.
+func runServer(o ServerOptions) (*server.Server, error) {
+	opts, err := serverOptions(o.Home)
+	if err != nil {
+		return nil, err
+	}
+	ns, err := server.NewServer(opts)
+	if err != nil {
+		return nil, err
+	}
+	if o.Log != nil {
+		ns.SetLogger(o.Log, false, false)
+	}
+	ns.Start()
+	if !ns.ReadyForConnections(30 * time.Second) {
+		ns.Shutdown()
+		ns.WaitForShutdown()
+		return nil, errors.New("the server does not become ready")
+	}
+	return ns, nil
+}
+
+func serverOptions(home string) (*server.Options, error) {
 	operator, err := key(home, keyOperator, nkeys.CreateOperator)
 	if err != nil {
 		return nil, err
@@ -173,7 +187,7 @@ func serverOptions(home, store string) (*server.Options, error) {
 		NoSigs:     true,
 		NoLog:      true,
 		JetStream:  true,
-		StoreDir:   store,
+		StoreDir:   busDir(home),
 		// An acknowledged message is on the disk. By default it gets there within two
 		// minutes; Jepsen's test of NATS 2.12.1 lost what was acknowledged by that.
 		SyncAlways:         true,
@@ -186,15 +200,63 @@ func serverOptions(home, store string) (*server.Options, error) {
 	}, nil
 }
 
+// InProcessConn is a connection to the server as it is now: it implements
+// nats.InProcessConnProvider, so that a connection mends itself after a Restart.
+func (s *Server) InProcessConn() (net.Conn, error) { return s.now().InProcessConn() }
+
+func (s *Server) now() *server.Server {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.nats
+}
+
+// Ill says why the server can no longer write, nil while it can. NATS remembers an error
+// of its disk for as long as it runs, and stores nothing more in the stream that met it,
+// whether or not the disk has room again: see [Server.Restart].
+func (s *Server) Ill() error {
+	h := s.now().Healthz(nil)
+	if strings.Contains(h.Error, syscall.ENOSPC.Error()) { // there is no more than its text
+		return ErrDiskFull
+	}
+	if h.Error != "" {
+		return errors.New(h.Error)
+	}
+	return nil
+}
+
+// Restart starts the server anew over what it has on the disk. Connections of this
+// process and of sessions mend themselves; what was not acknowledged is published again.
+// When it fails, it may be tried again.
+func (s *Server) Restart() error {
+	s.life.Lock()
+	defer s.life.Unlock()
+	s.mu.Lock()
+	old, ended := s.nats, s.conns == nil
+	s.mu.Unlock()
+	if ended {
+		return errors.New("start the event bus anew: it has been shut down")
+	}
+	old.Shutdown()
+	old.WaitForShutdown()
+	ns, err := runServer(s.o)
+	if err != nil {
+		return fmt.Errorf("start the event bus anew: %w", err)
+	}
+	s.mu.Lock()
+	s.nats = ns
+	s.mu.Unlock()
+	return nil
+}
+
 // Connect connects this process to its server, with all rights over the streams. The
 // connection ends with the server.
 func (s *Server) Connect() (*nats.Conn, error) {
-	userJWT, seed, err := mint(s.home, "daemon", func(*jwt.UserClaims) {})
+	userJWT, seed, err := mint(s.o.Home, "daemon", func(*jwt.UserClaims) {})
 	if err != nil {
 		return nil, err
 	}
-	nc, err := nats.Connect(localURL, nats.SkipHostLookup(), nats.Name("daemon"), nats.InProcessServer(s.nats), nats.UserJWTAndSeed(userJWT, seed),
-		nats.MaxReconnects(-1), nats.ReconnectWait(50*time.Millisecond),
+	nc, err := nats.Connect(localURL, nats.SkipHostLookup(), nats.Name("daemon"), nats.InProcessServer(s), nats.UserJWTAndSeed(userJWT, seed),
+		nats.MaxReconnects(-1), nats.IgnoreAuthErrorAbort(), nats.ReconnectWait(50*time.Millisecond),
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {})) // the default prints; what matters comes back from calls
 	if err != nil {
 		return nil, fmt.Errorf("connect to the event bus: %w", err)
@@ -213,7 +275,7 @@ func (s *Server) accept() {
 			time.Sleep(10 * time.Millisecond)
 			continue
 		}
-		in, err := s.nats.InProcessConn()
+		in, err := s.InProcessConn()
 		if err != nil {
 			c.Close()
 			continue
@@ -260,6 +322,8 @@ func pipe(dst io.Writer, src io.Reader) {
 // Shutdown stops the server. What it acknowledged is on the disk. It returns when
 // another server may be started on the same folder.
 func (s *Server) Shutdown() {
+	s.life.Lock()
+	defer s.life.Unlock()
 	s.ln.Close()
 	s.mu.Lock()
 	for c := range s.conns {
@@ -267,9 +331,10 @@ func (s *Server) Shutdown() {
 	}
 	s.conns = nil
 	s.mu.Unlock()
-	s.nats.Shutdown()
-	s.nats.WaitForShutdown()
+	ns := s.now()
+	ns.Shutdown()
+	ns.WaitForShutdown()
 	s.wg.Wait()
-	os.Remove(SocketPath(s.home)) // a socket that nobody listens on is refused all the same
+	os.Remove(SocketPath(s.o.Home)) // a socket that nobody listens on is refused all the same
 	s.lock.Close()
 }

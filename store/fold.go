@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"modernc.org/sqlite"
+
 	"github.com/sandglass/sandglass/core"
 	"github.com/sandglass/sandglass/events"
 )
@@ -207,7 +209,7 @@ func (f *folder) transact(ctx context.Context, fn func() error) (err error) {
 	defer func() {
 		if !done {
 			f.forget()
-			if rerr := tx.Rollback(); rerr != nil {
+			if rerr := tx.Rollback(); rerr != nil && !rolledBack(err) {
 				err = errors.Join(err, fmt.Errorf("roll back: %w", rerr))
 			}
 		}
@@ -239,6 +241,19 @@ func (f *folder) transact(ctx context.Context, fn func() error) (err error) {
 	}
 	done = true
 	return nil
+}
+
+// rolledBack says whether SQLite may have rolled back by itself, as it does when the disk
+// is full or fails: sqlite.org/lang_transaction.html. To do it again is an error then, and
+// harmless.
+func rolledBack(err error) bool {
+	var e *sqlite.Error
+	if !errors.As(err, &e) {
+		return false
+	}
+	const noMemory, ioError, full = 7, 10, 13 // sqlite.org/rescode.html
+	code := e.Code() & 0xff
+	return code == noMemory || code == ioError || code == full
 }
 
 func (f *folder) stream(name string) (*stream, error) {
