@@ -65,7 +65,21 @@ func (h Home) CreateBox(name, policy string, now time.Time) (b core.Box, made bo
 	if b, err = h.Box(name); !errors.Is(err, core.ErrNotFound) {
 		return b, false, err
 	}
-	l, err := lockFile(h.lock(name), lockWait)
+	l, err := lockFile(h.lock(name), lockTry)
+	for errors.Is(err, errLocked) {
+		// Who holds it makes or removes the box, or looks whether it is there; or has made
+		// it in this moment and runs in it for as long as it likes: that is not waited for.
+		var shared *fileLock
+		if shared, err = lockFile(h.lock(name), lockShared); err != nil {
+			break
+		}
+		b, err = h.Box(name)
+		shared.Unlock()
+		if !errors.Is(err, core.ErrNotFound) {
+			return b, false, err
+		}
+		l, err = lockFile(h.lock(name), lockTry)
+	}
 	if err != nil {
 		return b, false, homeHint(fmt.Errorf("create box %s: %w", name, err))
 	}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -118,6 +119,28 @@ func TestABoxIsMadeOnceHoweverManyAsk(t *testing.T) {
 	wg.Wait()
 	if _, ok := made.Load(true); !ok {
 		t.Error("nobody made the box")
+	}
+}
+
+func TestSessionsThatMakeABoxDoNotWaitForOneAnother(t *testing.T) {
+	h := testHome(t)
+	for i := range 50 {
+		const sessions = 8
+		var all, begun sync.WaitGroup
+		begun.Add(sessions)
+		for range sessions {
+			all.Go(func() {
+				_, _, use, err := h.UseBox(fmt.Sprint("box", i), "", time.Now())
+				begun.Done()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				begun.Wait() // none ends before all have begun
+				use.Unlock()
+			})
+		}
+		all.Wait()
 	}
 }
 

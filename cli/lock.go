@@ -17,7 +17,6 @@ type fileLock struct{ f *os.File }
 // How a lock is taken.
 const (
 	lockShared = syscall.LOCK_SH                   // with others that share it; waits
-	lockWait   = syscall.LOCK_EX                   // alone; waits
 	lockTry    = syscall.LOCK_EX | syscall.LOCK_NB // alone, or errLocked
 )
 
