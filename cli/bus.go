@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"net/url"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -27,10 +30,50 @@ type bus struct {
 	end context.CancelFunc // of era
 }
 
+// embeddedBus is what --nats calls the bus that is not external.
+const embeddedBus = "embedded"
+
+// externalBus returns the URL of the bus that this state folder's events go to, "" for the
+// embedded one: what the daemon uses, or used before it was killed; else what the last one
+// was told to. A daemon that is started without being told goes on with it: events in two
+// buses would be two halves of one log.
+func (h Home) externalBus() string {
+	if info, err := h.daemonInfo(); err == nil {
+		return info.NATS
+	}
+	f, err := os.Open(h.busFile())
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxBoxFile))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(data))
+}
+
+// rememberBus keeps the URL for daemons to come. It may have a password in it: the file is
+// its owner's alone.
+func (h Home) rememberBus(url string) error {
+	var err error
+	if url == "" {
+		if err = os.Remove(h.busFile()); errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+	} else {
+		err = writeAtomic(h.busFile(), []byte(url+"\n"))
+	}
+	if err != nil {
+		return homeHint(fmt.Errorf("remember the event bus: %w", err))
+	}
+	return nil
+}
+
 // openBus starts the embedded bus, or connects to an external one, and makes the streams.
 // The caller holds the daemon's lock.
 func openBus(ctx context.Context, h Home, external string) (_ *bus, err error) {
-	b := &bus{name: "embedded", home: h}
+	b := &bus{name: embeddedBus, home: h}
 	b.era, b.end = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
@@ -45,7 +88,8 @@ func openBus(ctx context.Context, h Home, external string) (_ *bus, err error) {
 	} else {
 		b.name = withoutSecrets(external)
 		b.conn, err = events.Connect(string(h), external, "")
-		err = core.Hint(err, "is a NATS server with JetStream running at "+core.Shorten(b.name, 200)+"?")
+		err = core.Hint(err, "is a NATS server with JetStream running at "+core.Shorten(b.name, 200)+"?",
+			"`sandglass serve --nats "+embeddedBus+"` goes back to the embedded one")
 	}
 	if err != nil {
 		return nil, err

@@ -19,6 +19,7 @@ import (
 //	locks/NAME            held while a box is made or removed
 //	spool/ID/             a session's operations, until the bus has them
 //	bus/, bus.sock        the embedded bus
+//	bus.url               the external bus, when there is one
 //	keys/                 who may publish what
 //	projections.db        the folds of the streams
 //	daemon.lock           held by the daemon as long as it lives
@@ -37,6 +38,7 @@ func (h Home) lock(name string) string { return h.path("locks", name) }
 func (h Home) spool() string           { return h.path("spool") }
 func (h Home) daemonLock() string      { return h.path("daemon.lock") }
 func (h Home) daemonFile() string      { return h.path("daemon.json") }
+func (h Home) busFile() string         { return h.path("bus.url") }
 func (h Home) daemonLog() string       { return h.path("daemon.log") }
 func (h Home) control() string         { return h.path("control.sock") }
 func (h Home) projections() string     { return h.path("projections.db") }

@@ -171,6 +171,40 @@ func TestABoxIsNotRemovedFromUnderASession(t *testing.T) {
 	}
 }
 
+func TestTheExternalBusIsRemembered(t *testing.T) {
+	h := testHome(t)
+	const url = "nats://me:secret@bus.example:4222"
+	want := func(when, want string) {
+		t.Helper()
+		if got := h.externalBus(); got != want {
+			t.Errorf("%s: %q, want %q", when, got, want)
+		}
+	}
+	want("at first", "")
+	for range 2 {
+		if err := h.rememberBus(url); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want("after a daemon with an external one has ended", url)
+	if fi, err := os.Stat(h.busFile()); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("the file: %v, %v", fi.Mode(), err)
+	}
+	if err := h.writeDaemonInfo(daemonInfo{NATS: "nats://other"}); err != nil {
+		t.Fatal(err)
+	}
+	want("while a daemon runs", "nats://other")
+	if err := os.Remove(h.daemonFile()); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := h.rememberBus(""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want("after one with the embedded bus", "")
+}
+
 func TestADamagedBoxFileIsSaid(t *testing.T) {
 	for name, content := range map[string]string{
 		"no JSON": "{", "another version": `{"version":99,"name":"b"}`, "another box": `{"version":1,"name":"c"}`,

@@ -81,7 +81,7 @@ func (h Home) withProjector(ctx context.Context, p *printer, f func(ask func(req
 // withOwn runs bus and projector in this process for as long as f takes. The caller holds
 // the daemon's lock.
 func (h Home) withOwn(ctx context.Context, p *printer, f func(*projector) error) error {
-	b, err := openBus(ctx, h, "")
+	b, err := openBus(ctx, h, h.externalBus())
 	if err != nil {
 		return err
 	}

@@ -386,16 +386,6 @@ func (h Home) summonDaemon() (d dashboard) {
 	return d
 }
 
-// externalBus returns the URL of the bus that the daemon uses, or used before it was
-// killed; "" when it has its own.
-func (h Home) externalBus() string {
-	info, err := h.daemonInfo()
-	if err != nil {
-		return ""
-	}
-	return info.NATS
-}
-
 func newToken() string {
 	b := make([]byte, 32)
 	rand.Read(b) // never fails: crypto/rand

@@ -42,6 +42,12 @@ run: what they do waits in the spool until it is there.`,
 			if o.inherits {
 				return serveInherited(c.Context(), h)
 			}
+			switch {
+			case !c.Flags().Changed("nats"):
+				o.nats = h.externalBus()
+			case o.nats == embeddedBus:
+				o.nats = ""
+			}
 			if o.background {
 				return serveBackground(c.Context(), p, h, o.listen, orders{NATS: o.nats})
 			}
@@ -69,7 +75,7 @@ run: what they do waits in the spool until it is there.`,
 	}
 	f := c.Flags()
 	f.StringVar(&o.listen, "listen", defaultListen, "where the dashboard listens, HOST:PORT")
-	f.StringVar(&o.nats, "nats", "", "URL of an external NATS server with JetStream (default: an embedded one)")
+	f.StringVar(&o.nats, "nats", "", "URL of an external NATS server with JetStream, or \""+embeddedBus+"\" (default: as the last time; at first \""+embeddedBus+"\")")
 	f.BoolVar(&o.background, "background", false, "start it in the background, and return when it answers")
 	f.BoolVar(&o.inherits, "inherited", false, "take over lock, port and orders from the process that starts this one")
 	f.MarkHidden("inherited")
@@ -174,6 +180,9 @@ func (d *daemon) run(parent context.Context) (err error) {
 		return homeHint(fmt.Errorf("say where the daemon is: %w", err))
 	}
 	defer os.Remove(d.home.daemonFile())
+	if err := d.home.rememberBus(d.nats); err != nil {
+		return err
+	}
 
 	var wg sync.WaitGroup
 	defer wg.Wait()
