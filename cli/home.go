@@ -21,6 +21,7 @@ import (
 //	bus/, bus.sock        the embedded bus
 //	bus.url               the external bus, when there is one
 //	keys/                 who may publish what
+//	sign-ins.json         which browsers are signed in to the dashboard, by hash
 //	projections.db        the folds of the streams
 //	daemon.lock           held by the daemon as long as it lives
 //	daemon.json           where the daemon listens
@@ -39,6 +40,7 @@ func (h Home) spool() string           { return h.path("spool") }
 func (h Home) daemonLock() string      { return h.path("daemon.lock") }
 func (h Home) daemonFile() string      { return h.path("daemon.json") }
 func (h Home) busFile() string         { return h.path("bus.url") }
+func (h Home) signInsFile() string     { return h.path("sign-ins.json") }
 func (h Home) daemonLog() string       { return h.path("daemon.log") }
 func (h Home) control() string         { return h.path("control.sock") }
 func (h Home) projections() string     { return h.path("projections.db") }

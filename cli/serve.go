@@ -169,6 +169,7 @@ func (d *daemon) run(parent context.Context) (err error) {
 	}()
 	d.proj = newProjector(b, st, d.journal.Say)
 	d.auth = web.NewAuth() // ends with the process
+	d.keepSignIns()
 	srv := d.dashboard(st)
 	control, err := listenControl(d.home.control())
 	if err != nil {

@@ -3,6 +3,8 @@ package cli
 import (
 	"context"
 	"crypto/subtle"
+	"errors"
+	"io/fs"
 	"log"
 	"net"
 	"net/http"
@@ -72,6 +74,23 @@ func (d *daemon) dashboard(st *store.Store) *http.Server {
 	srv := web.NewServer(exchange(web.New(o), d.token, d.auth.NewLink()), hub)
 	srv.ErrorLog = log.New(lineWriter(d.journal.Say), "", 0)
 	return srv
+}
+
+// keepSignIns has browsers that are signed in stay so when a daemon follows another.
+func (d *daemon) keepSignIns() {
+	path := d.home.signInsFile()
+	saved, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		saved, err = nil, nil
+	}
+	kerr := d.auth.Keep(saved, func(data []byte) {
+		if err := writeAtomic(path, data); err != nil {
+			d.journal.Say("keep who is signed in: %s", err)
+		}
+	})
+	if err := errors.Join(err, kerr); err != nil {
+		d.journal.Say("%s: %s", path, err)
+	}
 }
 
 // source answers pages from the projections.

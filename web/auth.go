@@ -27,13 +27,15 @@ const (
 )
 
 // Auth knows who may see the dashboard: whoever followed a link that [Auth.NewLink]
-// made. Sessions live on the server, in memory: they end with the daemon.
+// made. Sessions live on the server, in memory, and end with the daemon unless it keeps
+// them: see [Auth.Keep].
 //
 // A wrong token is refused and counted, and too many of them are refused without being
 // reported; the right token is always taken. It has 256 bits, which nobody guesses, and
 // another user of the machine who sends wrong ones must not be able to lock the owner out.
 type Auth struct {
 	sessions *scs.SessionManager
+	store    *sessionStore
 	now      func() time.Time
 
 	mu       sync.Mutex
@@ -51,7 +53,8 @@ type link struct {
 // NewAuth returns an Auth to which nobody is signed in.
 func NewAuth() *Auth {
 	a := &Auth{sessions: scs.New(), now: time.Now}
-	a.sessions.Store = &sessionStore{now: func() time.Time { return a.now() }, all: map[string]storedSession{}}
+	a.store = &sessionStore{now: func() time.Time { return a.now() }, all: map[string]storedSession{}}
+	a.sessions.Store = a.store
 	a.sessions.Lifetime = totalLife
 	a.sessions.IdleTimeout = idleLife
 	a.sessions.HashTokenInStore = true
@@ -59,6 +62,20 @@ func NewAuth() *Auth {
 	c.Path, c.HttpOnly, c.SameSite, c.Persist = "/", true, http.SameSiteStrictMode, false
 	// Not Secure: the dashboard is plain HTTP on the loopback interface.
 	return a
+}
+
+// Keep has who is signed in outlast the daemon: saved is what save was last called with,
+// nil when it never was. It holds the hashes of the sessions' tokens, with which nobody can
+// sign in, and is for nobody else to write. An error is about saved; all that fails is
+// that browsers sign in again.
+func (a *Auth) Keep(saved []byte, save func([]byte)) (err error) {
+	if saved != nil {
+		err = a.store.restore(saved)
+	}
+	a.store.mu.Lock()
+	defer a.store.mu.Unlock()
+	a.store.save = save
+	return err
 }
 
 // NewLink returns the token of a new sign-in link, /sign-in?token=TOKEN. It signs one

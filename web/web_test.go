@@ -222,6 +222,77 @@ func TestSessionsEndAndAreBounded(t *testing.T) {
 	}
 }
 
+func TestWhoIsSignedInStaysSoWhenADaemonFollowsAnother(t *testing.T) {
+	var saved []byte
+	saves := 0
+	daemon := func() http.Handler {
+		a := NewAuth()
+		if err := a.Keep(saved, func(data []byte) { saved, saves = data, saves+1 }); err != nil {
+			t.Fatal(err)
+		}
+		return a.withSession(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			switch r.URL.Path {
+			case "/in":
+				a.sessions.Put(r.Context(), "signed in", true)
+			case "/out":
+				if err := a.sessions.Destroy(r.Context()); err != nil {
+					t.Error(err)
+				}
+			default:
+				if !a.signedIn(r) {
+					w.WriteHeader(http.StatusUnauthorized)
+				}
+			}
+		}))
+	}
+	ask := func(h http.Handler, path string, c *http.Cookie) (code int, set *http.Cookie) {
+		r := httptest.NewRequest(http.MethodGet, "http://127.0.0.1:7465"+path, nil)
+		if c != nil {
+			r.AddCookie(c)
+		}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if cs := w.Result().Cookies(); len(cs) > 0 {
+			set = cs[0]
+		}
+		return w.Code, set
+	}
+	first := daemon()
+	_, c := ask(first, "/in", nil)
+	if c == nil || saves != 1 || strings.Contains(string(saved), c.Value) {
+		t.Fatalf("cookie %v, saved %d times: %s", c, saves, saved)
+	}
+	for range 10 {
+		ask(first, "/", c)
+	}
+	if saves != 1 {
+		t.Errorf("saved %d times", saves)
+	}
+	if code, _ := ask(daemon(), "/", c); code != http.StatusOK {
+		t.Errorf("after a restart: %d", code)
+	}
+	ask(daemon(), "/out", c)
+	if code, _ := ask(daemon(), "/", c); code != http.StatusUnauthorized {
+		t.Errorf("signed out: %d", code)
+	}
+	if err := NewAuth().Keep([]byte("garbage"), nil); err == nil {
+		t.Error("garbage was taken for who is signed in")
+	}
+}
+
+func TestASessionThatUseProlongsIsNotSavedEachTime(t *testing.T) {
+	now, saves := time.Now(), 0
+	s := &sessionStore{now: func() time.Time { return now }, all: map[string]storedSession{}, save: func([]byte) { saves++ }}
+	for _, c := range []struct {
+		ends  time.Duration
+		saves int
+	}{{time.Hour, 1}, {90 * time.Minute, 1}, {2 * time.Hour, 1}, {2*time.Hour + time.Second, 2}, {3 * time.Hour, 2}} {
+		if err := s.Commit("hash", nil, now.Add(c.ends)); err != nil || saves != c.saves {
+			t.Errorf("ends after %v: saved %d times, want %d; %v", c.ends, saves, c.saves, err)
+		}
+	}
+}
+
 func TestWrongLinksAreLimitedAndLockNobodyOut(t *testing.T) {
 	srv := start(t, demo())
 	s := siteOf(srv)
