@@ -34,7 +34,7 @@ type journal struct {
 
 const (
 	journalRoom = 1 << 15 // operations that may wait; about 10 MB
-	journalRest = 5 * time.Millisecond
+	journalRest = 20 * time.Millisecond
 )
 
 func newJournal(s core.Session, log func(*core.Operation) error) *journal {

@@ -24,7 +24,7 @@ const (
 	maxOpBytes    = 384 << 10 // of one operation's strings: batchBytes and this fit in a batch
 	cutTo         = 4 << 10   // bytes that are left of a string of an operation that is too large
 	urgentBehind  = 64        // batches that are not published yet, from which on nothing is urgent
-	publishEvery  = 8 * time.Millisecond
+	publishEvery  = 25 * time.Millisecond
 	syncEvery     = time.Second
 	lifeWithin    = 2 * time.Second // for the end on a full disk
 	retryFullEach = 100 * time.Millisecond
