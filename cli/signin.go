@@ -152,7 +152,7 @@ func tick(ds []events.Delivered) (t web.Tick) {
 			add(d.Batch.Box)
 			t.Seq = max(t.Seq, d.StreamSeq)
 			for i := range d.Batch.Ops {
-				t.Blocked = t.Blocked || d.Batch.Ops[i].Verdict == core.Blocked || d.Batch.Ops[i].Leak
+				t.Blocked = t.Blocked || d.Batch.Ops[i].Urgent()
 			}
 		case d.Life != nil:
 			add(d.Life.Box)

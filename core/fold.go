@@ -133,6 +133,9 @@ func (p *ProcessView) Fold(op *Operation) {
 	}
 }
 
+// Urgent says whether op is to be seen outside at once: it was blocked, or is a leak.
+func (op *Operation) Urgent() bool { return op.Verdict == Blocked || op.Leak }
+
 // IsFile says whether the operation is about a path.
 func (op *Operation) IsFile() bool {
 	return strings.HasPrefix(string(op.Surface), "files.") && strings.HasPrefix(op.Target, "/")

@@ -66,7 +66,7 @@ func (j *journal) add(op *core.Operation) {
 	j.buf = append(j.buf, *op)
 	first := len(j.buf) == 1
 	j.mu.Unlock()
-	if first || op.Verdict == core.Blocked || op.Leak {
+	if first || op.Urgent() {
 		select {
 		case j.wake <- struct{}{}:
 		default:

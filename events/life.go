@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 	"unicode/utf8"
 
@@ -186,6 +187,12 @@ type Delivered struct {
 	Batch     *Batch
 	Life      *Life
 	Body      []byte // the message's body as it was published: what the chain's hashes are of
+}
+
+// urgent says whether d is not to wait for others: it tells of a session's begin or end,
+// or holds an operation that is urgent.
+func (d *Delivered) urgent() bool {
+	return d.Life != nil || d.Batch != nil && slices.ContainsFunc(d.Batch.Ops, func(op core.Operation) bool { return op.Urgent() })
 }
 
 // The names of the streams.

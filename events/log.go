@@ -19,12 +19,13 @@ const (
 	batchOps      = 256
 	batchBytes    = 256 << 10
 	batchWithin   = 5 * time.Millisecond
-	bufferOps     = 4096      // operations that wait to be encoded
-	bufferBytes   = 4 << 20   // of their strings
-	maxOpBytes    = 384 << 10 // of one operation's strings: batchBytes and this fit in a batch
-	cutTo         = 4 << 10   // bytes that are left of a string of an operation that is too large
-	urgentBehind  = 64        // batches that are not published yet, from which on nothing is urgent
-	publishEvery  = 25 * time.Millisecond
+	bufferOps     = 4096                   // operations that wait to be encoded
+	bufferBytes   = 4 << 20                // of their strings
+	maxOpBytes    = 384 << 10              // of one operation's strings: batchBytes and this fit in a batch
+	cutTo         = 4 << 10                // bytes that are left of a string of an operation that is too large
+	urgentBehind  = 64                     // batches that are not published yet, from which on nothing is urgent
+	publishEvery  = 100 * time.Millisecond // nothing urgent
+	publishSoon   = 8 * time.Millisecond   // something that is
 	syncEvery     = time.Second
 	lifeWithin    = 2 * time.Second // for the end on a full disk
 	retryFullEach = 100 * time.Millisecond
@@ -81,6 +82,7 @@ type Log struct {
 	stop                                  context.CancelFunc // of publisher and syncer
 	stopped                               context.Context
 	hurry                                 chan struct{} // closed by Close: publish without pauses
+	soon                                  chan struct{} // to the publisher: something urgent is in the spool; 1 deep
 	tried                                 chan struct{} // the first attempt to connect is over
 	bus                                   atomic.Pointer[bus]
 
@@ -148,7 +150,7 @@ func OpenLog(o LogOptions) (*Log, error) {
 	}
 	l := &Log{o: o, addr: address{o.Session.Host, o.Session.Box, o.Session.ID}, spool: sp, next: 1, wake: make(chan struct{}, 1),
 		writerDone: make(chan struct{}), publisherDone: make(chan struct{}), syncerDone: make(chan struct{}),
-		hurry: make(chan struct{}), tried: make(chan struct{}), acked: position{1, 0}, ackedMoved: make(chan struct{})}
+		hurry: make(chan struct{}), soon: make(chan struct{}, 1), tried: make(chan struct{}), acked: position{1, 0}, ackedMoved: make(chan struct{})}
 	l.room.L = &l.mu
 	l.enc.dict = make(map[string]uint64, 256)
 	l.stopped, l.stop = context.WithCancel(context.Background())
@@ -238,7 +240,7 @@ func (l *Log) Append(op *core.Operation) error {
 	l.buf = append(l.buf, o)
 	l.sizes = append(l.sizes, size)
 	l.bytes += size
-	now := op.Verdict == core.Blocked || op.Leak
+	now := op.Urgent()
 	if l.idle || len(l.buf) == batchOps || now && !l.urgent || l.bytes >= batchBytes && l.bytes-size < batchBytes {
 		l.urgent = l.urgent || now
 		l.idle = false
@@ -269,6 +271,14 @@ func representable(t time.Time) bool { return t.Unix() >= 0 && t.Unix() < maxTim
 func (l *Log) poke() {
 	select {
 	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// publishNow lets the publisher rest no longer than it must.
+func (l *Log) publishNow() {
+	select {
+	case l.soon <- struct{}{}:
 	default:
 	}
 }
@@ -350,11 +360,14 @@ func (l *Log) write() {
 		l.mu.Unlock()
 		l.wmu.Lock() // first, so that no other takes later operations and writes them before
 		l.mu.Lock()
-		ops, sizes := l.buf, l.sizes
+		ops, sizes, urgent := l.buf, l.sizes, l.urgent
 		l.buf, l.sizes, l.bytes, l.urgent = spare[:0], spareSizes[:0], 0, false
 		l.room.Broadcast()
 		l.mu.Unlock()
 		n, err := l.writeOps(ops, sizes)
+		if urgent {
+			l.publishNow()
+		}
 		l.mu.Lock()
 		closed := l.closed
 		if errors.Is(err, ErrDiskFull) && !closed {
@@ -528,6 +541,7 @@ func (l *Log) life(f *Life, patience time.Duration) (err error) {
 	l.putBack(ops[n:], sizes[n:])
 	if err == nil {
 		l.giveUp = time.Time{}
+		l.publishNow()
 	}
 	return err
 }
@@ -803,15 +817,37 @@ func (l *Log) publish() {
 			}
 		}
 		if pause > 0 {
-			hurry := l.hurry
-			if err != nil {
-				hurry = nil
+			least := pause // before what is urgent ends it
+			if err == nil {
+				least = publishSoon - time.Since(began)
 			}
-			select {
-			case <-time.After(pause):
-			case <-hurry:
-			case <-l.stopped.Done():
-			}
+			l.rest(least, pause, err == nil)
 		}
+	}
+}
+
+// rest waits for d; once least has passed, no longer than until something urgent is in
+// the spool. Close ends it when hurry is set.
+func (l *Log) rest(least, d time.Duration, hurry bool) {
+	whole := time.NewTimer(d)
+	defer whole.Stop()
+	first := time.NewTimer(max(0, least))
+	defer first.Stop()
+	closing := l.hurry
+	if !hurry {
+		closing = nil
+	}
+	var soon chan struct{}
+	for {
+		select {
+		case <-first.C:
+			soon = l.soon
+			continue
+		case <-whole.C:
+		case <-soon:
+		case <-closing:
+		case <-l.stopped.Done():
+		}
+		return
 	}
 }
