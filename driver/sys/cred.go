@@ -57,8 +57,8 @@ func DropForGood() error {
 	if err := unix.Prctl(unix.PR_SET_SECUREBITS, noRoot, 0, 0, 0); err != nil {
 		return fmt.Errorf("set securebits: %w", err)
 	}
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("set no_new_privs: %w", err)
+	if err := NoNewPrivs(); err != nil {
+		return err
 	}
 	return dropCaps()
 }
@@ -79,6 +79,15 @@ func DropAllThreads() error {
 	_, _, e := syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(hdr)), uintptr(unsafe.Pointer(&none[0])), 0)
 	if e != 0 && e != unix.ENOTSUP { // ENOTSUP: a binary with cgo, as the race detector needs it
 		return fmt.Errorf("capset on all threads: %w", e)
+	}
+	return nil
+}
+
+// NoNewPrivs keeps the calling thread, and what it executes, from gaining privileges by
+// execve(2) (PR_SET_NO_NEW_PRIVS).
+func NoNewPrivs() error {
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("prctl(PR_SET_NO_NEW_PRIVS): %w", err)
 	}
 	return nil
 }

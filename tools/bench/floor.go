@@ -1,16 +1,14 @@
 package main
 
 import (
-	"encoding/binary"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"syscall"
-	"unsafe"
 
-	"golang.org/x/sys/unix"
+	"github.com/sandglass/sandglass/driver/sys"
 )
 
 // The least that any sandbox with seccomp user notification can cost here: the calls that
@@ -18,55 +16,64 @@ import (
 // (seccomp_unotify(2)), without overlay, namespaces or log. What the machine's own
 // context switches cost is told apart so from what the box adds.
 
-var floorCalls = append([]uint32{unix.SYS_OPENAT, unix.SYS_OPENAT2, unix.SYS_UNLINKAT, unix.SYS_RENAMEAT, unix.SYS_RENAMEAT2,
-	unix.SYS_LINKAT, unix.SYS_SYMLINKAT, unix.SYS_MKDIRAT, unix.SYS_FTRUNCATE, unix.SYS_FCHMOD, unix.SYS_FCHMODAT, unix.SYS_FCHOWN,
-	unix.SYS_FCHOWNAT, unix.SYS_UTIMENSAT, unix.SYS_EXECVE, unix.SYS_EXIT_GROUP}, floorCallsOfArch...)
+var floorCalls = []sys.Call{sys.CallOpenat, sys.CallOpen, sys.CallOpenat2, sys.CallCreat, sys.CallExecve, sys.CallExitGroup,
+	sys.CallUnlink, sys.CallUnlinkat, sys.CallRename, sys.CallRenameat, sys.CallRenameat2, sys.CallLink, sys.CallLinkat,
+	sys.CallSymlink, sys.CallSymlinkat, sys.CallMkdir, sys.CallMkdirat, sys.CallRmdir, sys.CallFtruncate, sys.CallChmod,
+	sys.CallFchmod, sys.CallFchmodat, sys.CallChown, sys.CallLchown, sys.CallFchown, sys.CallFchownat, sys.CallUtimensat}
 
-// floor runs argv so and does not return.
+// floor runs argv so, and returns only when that fails: the program's exit code becomes
+// its own.
 func floor(argv []string) error {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
-	if err != nil {
-		return fmt.Errorf("socketpair: %w", err)
-	}
 	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	told, tell, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	wait, goOn, err := os.Pipe()
 	if err != nil {
 		return err
 	}
 	c := exec.Command(self, append([]string{"-floored", "--"}, argv...)...)
 	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
-	theirs := os.NewFile(uintptr(pair[1]), "theirs")
-	c.ExtraFiles = []*os.File{theirs}
+	c.ExtraFiles = []*os.File{tell, wait}
 	if err := c.Start(); err != nil {
 		return err
 	}
-	theirs.Close()
-	listener, err := recvFD(pair[0])
+	tell.Close()
+	wait.Close()
+	var word [16]byte
+	n, err := told.Read(word[:])
+	if err != nil {
+		return fmt.Errorf("learn of the listener: %w", err)
+	}
+	theirs, err := strconv.Atoi(string(word[:n]))
 	if err != nil {
 		return err
 	}
+	pidfd, err := sys.PidfdOpen(c.Process.Pid)
+	if err != nil {
+		return fmt.Errorf("pidfd_open: %w", err)
+	}
+	fd, err := sys.PidfdGetfd(pidfd, theirs)
+	if err != nil {
+		return fmt.Errorf("take over the listener: %w", err)
+	}
+	goOn.Close()
 	go func() {
 		c.Wait()
 		os.Exit(c.ProcessState.ExitCode())
 	}()
 	runtime.LockOSThread()
-	const (
-		recv, send, setFlags = 0xc0502100, 0xc0182101, 0x40082104 // SECCOMP_IOCTL_NOTIF_*
-		syncWakeUp, goOn     = 1, 1
-	)
-	unix.Syscall(unix.SYS_IOCTL, uintptr(listener), setFlags, syncWakeUp)
+	l, _ := sys.NewListener(fd)
 	for {
-		var n [80]byte
-		_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(listener), recv, uintptr(unsafe.Pointer(&n)))
-		if e == unix.EINTR || e == unix.ENOENT {
-			continue
-		}
+		n, e := l.Recv()
 		if e != 0 {
-			return fmt.Errorf("receive a notification: %w", e)
+			select {} // nobody is left; Wait says how it ended
 		}
-		var resp [24]byte
-		copy(resp[:8], n[:8])
-		binary.NativeEndian.PutUint32(resp[20:], goOn)
-		unix.RawSyscall(unix.SYS_IOCTL, uintptr(listener), send, uintptr(unsafe.Pointer(&resp)))
+		l.Continue(n.ID)
 	}
 }
 
@@ -77,49 +84,28 @@ func floored(argv []string) error {
 		return err
 	}
 	runtime.LockOSThread()
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("prctl(PR_SET_NO_NEW_PRIVS): %w", err)
+	if err := sys.NoNewPrivs(); err != nil {
+		return err
 	}
-	prog := []unix.SockFilter{{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}}
-	for _, nr := range floorCalls {
-		prog = append(prog, unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: 1, K: nr},
-			unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_USER_NOTIF})
+	const load, jumpEq, ret, allow, notify = 0x20, 0x15, 0x06, 0x7fff0000, 0x7fc00000 // linux/bpf_common.h, linux/seccomp.h
+	prog := []sys.Insn{{Code: load}}
+	for _, c := range floorCalls {
+		if nr, ok := c.Number(sys.NativeArch()); ok {
+			prog = append(prog, sys.Insn{Code: jumpEq, JF: 1, K: nr}, sys.Insn{Code: ret, K: notify})
+		}
 	}
-	prog = append(prog, unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW})
-	fprog := unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]}
-	fd, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, uintptr(unsafe.Pointer(&fprog)))
-	if e != 0 {
-		return fmt.Errorf("seccomp(SECCOMP_SET_MODE_FILTER): %w", e)
+	fd, _, err := sys.InstallFilter(append(prog, sys.Insn{Code: ret, K: allow}))
+	if err != nil {
+		return err
 	}
-	// From here on nothing may be opened before the listener is handed over.
-	if err := unix.Sendmsg(3, []byte{0}, unix.UnixRights(int(fd)), nil, 0); err != nil {
-		return fmt.Errorf("hand over the listener: %w", err)
+	// From here on nothing may be opened before the listener is taken over. It closes
+	// itself when argv is executed.
+	tell, wait := os.NewFile(3, "tell"), os.NewFile(4, "wait")
+	if _, err := tell.WriteString(strconv.Itoa(fd)); err != nil {
+		return err
 	}
-	unix.Close(int(fd))
-	unix.Close(3)
+	wait.Read(make([]byte, 1))
+	tell.Close()
+	wait.Close()
 	return syscall.Exec(path, argv, os.Environ())
-}
-
-func recvFD(sock int) (int, error) {
-	f := os.NewFile(uintptr(sock), "ours")
-	defer f.Close()
-	c, err := net.FileConn(f)
-	if err != nil {
-		return -1, err
-	}
-	defer c.Close()
-	oob := make([]byte, unix.CmsgSpace(4))
-	_, n, _, _, err := c.(*net.UnixConn).ReadMsgUnix(make([]byte, 1), oob)
-	if err != nil {
-		return -1, fmt.Errorf("take over the listener: %w", err)
-	}
-	ms, err := unix.ParseSocketControlMessage(oob[:n])
-	if err != nil || len(ms) == 0 {
-		return -1, fmt.Errorf("take over the listener: no descriptor came (%v)", err)
-	}
-	fds, err := unix.ParseUnixRights(&ms[0])
-	if err != nil {
-		return -1, err
-	}
-	return fds[0], nil
 }
