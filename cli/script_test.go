@@ -17,7 +17,7 @@ import (
 
 func TestMain(m *testing.M) {
 	driver.Stage() // a box's first process is this binary, too
-	testscript.Main(m, map[string]func(){"sandglass": func() { os.Exit(Main()) }})
+	testscript.Main(m, map[string]func(){"sandglass": func() { os.Exit(Main()) }, "manifest": printManifest})
 }
 
 var update = flag.Bool("update", false, "write the golden files of the scripts anew")
