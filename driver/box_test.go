@@ -319,6 +319,52 @@ func TestAFolderBelowAnotherOwners(t *testing.T) {
 	}
 }
 
+// A session begins in a folder that the box has replaced by a link to another one: the
+// layers are made ready for it outside of the box.
+func TestABoxThatPutsALinkInTheWayOfItsNextSession(t *testing.T) {
+	l := newLab(t)
+	l.write("x/work/f", "real")
+	l.write("secret/f", "real")
+	top := l.dir
+	check := unharmed(t, top)
+	l.sh("rm -r x; ln -s " + top + "/secret x")
+	check()
+	l.dir = filepath.Join(top, "x/work")
+	if r := l.run(runOpts{quiet: true}, "/bin/ls", top+"/x"); r.err == nil {
+		t.Errorf("it began in a folder that the box does not have: %q", r.out)
+	}
+	check()
+}
+
+// The same where the way there is of another owner, and where a mount point has appeared.
+func TestNoLinkInALayerIsFollowed(t *testing.T) {
+	dir := t.TempDir()
+	b := boxDir(filepath.Join(dir, "box"))
+	outer := layer{Path: "/usr", Dir: "0"}
+	real := filepath.Join(dir, "real")
+	for _, d := range []string{b.upper(outer), filepath.Join(real, "bin")} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink(real, filepath.Join(b.upper(outer), "local")); err != nil {
+		t.Fatal(err)
+	}
+	check := unharmed(t, real)
+	if err := b.reach([]layer{outer}, "/usr/local/lib"); err != nil {
+		t.Error(err)
+	}
+	check()
+	inner := layer{Path: "/usr/local/bin", Dir: "1"}
+	if err := b.makeLayer(inner, []layer{outer}); err != nil {
+		t.Error(err)
+	}
+	check()
+	if _, err := os.Lstat(b.upper(inner)); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestHardLinkToARealFileIsAcrossFileSystems(t *testing.T) {
 	l := newLab(t)
 	real := l.write("real", "real")

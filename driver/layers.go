@@ -127,15 +127,28 @@ func (b boxDir) makeLayer(l layer, older []layer) error {
 	for _, o := range older {
 		if o.Path != l.Path && under(l.Path, o.Path) {
 			rel := strings.TrimPrefix(strings.TrimPrefix(l.Path, o.Path), "/")
-			if fi, err := os.Lstat(filepath.Join(b.upper(o), rel)); err == nil && fi.IsDir() {
-				return os.Rename(filepath.Join(b.upper(o), rel), b.upper(l))
+			if held, ok := folderIn(b.upper(o), rel); ok {
+				return os.Rename(held, b.upper(l))
 			}
 		}
 	}
 	return makeLike(l.Path, b.upper(l))
 }
 
-// makeLike makes the directory dir with the mode and, where that is possible, the
+// folderIn finds the folder that an upper layer holds at rel. Everything in a layer is
+// the box's: a link on the way there would lead to a real folder, and is not followed.
+func folderIn(upper, rel string) (path string, ok bool) {
+	path = upper
+	for name := range strings.SplitSeq(rel, "/") {
+		path = filepath.Join(path, name)
+		if fi, err := os.Lstat(path); err != nil || !fi.IsDir() {
+			return "", false
+		}
+	}
+	return path, true
+}
+
+// makeLike makes the directory dir with the mode, time and, where that is possible, the
 // owner of the real directory. An overlay shows the attributes of its upper root: so
 // where the owner must be the caller instead, his bits become what he effectively
 // may do in the real one.
@@ -144,38 +157,59 @@ func makeLike(real, dir string) error {
 		return err
 	}
 	mode := fs.FileMode(0o555)
-	if fi, err := os.Lstat(real); err == nil {
-		mode = fi.Mode() & (fs.ModePerm | fs.ModeSticky | fs.ModeSetgid)
+	fi, err := os.Lstat(real)
+	if err == nil {
+		mode = fi.Mode() & modeBits
 		uid, gid := sys.Owner(fi)
 		if err := os.Chown(dir, uid, gid); err != nil && uid != os.Geteuid() {
 			mode = mode&^0o700 | fs.FileMode(sys.AccessBits(real))<<6
+		}
+		if err := os.Chtimes(dir, fi.ModTime(), fi.ModTime()); err != nil {
+			return err
 		}
 	}
 	return os.Chmod(dir, mode)
 }
 
+// modeBits are the bits of a directory's mode that its layer has too.
+const modeBits = fs.ModePerm | fs.ModeSticky | fs.ModeSetgid
+
 // reach makes the directories on the way to dir in its layer, as far as they are real
-// ones. A directory whose owner is not mapped cannot be copied up by the kernel
-// (EOVERFLOW), so a user's folder below root's, as in /var/tmp, could not be written
-// in: with the way there already in the upper layer it can. Before the overlay is
-// mounted only. layers has the longest path first.
+// ones, down to the last of another owner. One whose owner is not mapped cannot be
+// copied up by the kernel (EOVERFLOW), so a user's folder below root's, as in /var/tmp,
+// could not be written in: with the way there already in the upper layer it can. What
+// the box has put in the way stays. Before the overlay is mounted only. layers has the
+// longest path first.
 func (b boxDir) reach(layers []layer, dir string) error {
 	for _, l := range layers {
 		if !under(dir, l.Path) {
 			continue
 		}
-		rel := strings.TrimPrefix(strings.TrimPrefix(dir, l.Path), "/")
-		real, up := l.Path, b.upper(l)
-		for name := range strings.SplitSeq(rel, "/") {
-			real, up = filepath.Join(real, name), filepath.Join(up, name)
-			if fi, err := os.Lstat(real); err != nil || !fi.IsDir() {
-				return nil
+		var way []string
+		foreign := 0
+		real := l.Path
+		for name := range strings.SplitSeq(strings.TrimPrefix(strings.TrimPrefix(dir, l.Path), "/"), "/") {
+			real = filepath.Join(real, name)
+			fi, err := os.Lstat(real)
+			if err != nil || !fi.IsDir() {
+				break
 			}
-			if _, err := os.Lstat(up); err == nil {
+			way = append(way, name)
+			if uid, _ := sys.Owner(fi); uid != os.Geteuid() {
+				foreign = len(way)
+			}
+		}
+		real, up := l.Path, b.upper(l)
+		for _, name := range way[:foreign] {
+			real, up = filepath.Join(real, name), filepath.Join(up, name)
+			if fi, err := os.Lstat(up); err == nil {
+				if !fi.IsDir() {
+					return nil // a whiteout, a file, or a link to follow out of the layer
+				}
 				continue
 			}
 			parent := filepath.Dir(up)
-			fi, err := os.Stat(parent)
+			fi, err := os.Lstat(parent)
 			if err != nil {
 				return err
 			}
@@ -186,7 +220,10 @@ func (b boxDir) reach(layers []layer, dir string) error {
 			if err := makeLike(real, up); err != nil {
 				return err
 			}
-			if err := os.Chmod(parent, fi.Mode()&(fs.ModePerm|fs.ModeSticky|fs.ModeSetgid)); err != nil {
+			if err := os.Chmod(parent, fi.Mode()&modeBits); err != nil {
+				return err
+			}
+			if err := os.Chtimes(parent, fi.ModTime(), fi.ModTime()); err != nil {
 				return err
 			}
 		}
