@@ -12,6 +12,10 @@ need gcc gcc
 need unshare util-linux
 need jq jq
 need python3 python3
+need node nodejs
+need npm npm
+# Also of the python3 that the ordinary user has.
+PATH=/usr/local/bin:/usr/bin:/bin python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 [ -e /usr/share/zoneinfo/UTC ] || missing+=(tzdata)
 dpkg -s libc6-dev >/dev/null 2>&1 || missing+=(libc6-dev)
 [ ${#missing[@]} -gt 0 ] || exit 0
