@@ -31,7 +31,7 @@ func newBox(p *printer) *cobra.Command {
 func newBoxCreate(p *printer) *cobra.Command {
 	var policy string
 	c := &cobra.Command{
-		Use:     "create NAME [--policy NAME]",
+		Use:     "create NAME [--policy NAME|FILE]",
 		Short:   "Create a box; `run` does so too",
 		Example: "  sandglass box create work --policy " + core.DefaultPolicy,
 		Args:    needArgs("the name of the box", 1, 1),
@@ -40,15 +40,15 @@ func newBoxCreate(p *printer) *cobra.Command {
 			if err := core.CheckBoxName(name); err != nil {
 				return err
 			}
-			pol, err := findPolicy(policy)
-			if err != nil {
-				return err
-			}
 			h, err := OpenHome()
 			if err != nil {
 				return err
 			}
-			b, made, err := h.CreateBox(name, pol.Name, time.Now())
+			_, ref, err := h.FindPolicy(policy)
+			if err != nil {
+				return err
+			}
+			b, made, err := h.CreateBox(name, ref, time.Now())
 			if err != nil {
 				return err
 			}
@@ -59,7 +59,7 @@ func newBoxCreate(p *printer) *cobra.Command {
 		},
 	}
 	c.Flags().StringVarP(&policy, "policy", "p", core.DefaultPolicy, "the policy of the box")
-	if err := c.RegisterFlagCompletionFunc("policy", completeWords(core.BuiltinPolicies()...)); err != nil {
+	if err := c.RegisterFlagCompletionFunc("policy", completePolicies); err != nil {
 		panic(err) // a flag that was not defined above
 	}
 	return c

@@ -34,6 +34,7 @@ const publishPatience = 25 * time.Millisecond
 type runOptions struct {
 	box, policy, net, observe, dir string
 	rm, noServe                    bool
+	set, connect, limit            []string
 }
 
 func newRun(p *printer) *cobra.Command {
@@ -60,14 +61,18 @@ Everything after the command's name is the command's: put flags of sandglass bef
 	f := c.Flags()
 	f.SetInterspersed(false)
 	f.StringVarP(&o.box, "box", "b", "", "the box to run in, made when absent (default \""+defaultBox+"\"; with --rm a new one)")
-	f.StringVarP(&o.policy, "policy", "p", "", "the policy of this run (default: the box's; of a new box \""+core.DefaultPolicy+"\")")
+	f.StringVarP(&o.policy, "policy", "p", "", "the policy of this run, a name or a file with a / in its path (default: the box's; of a new box \""+core.DefaultPolicy+"\")")
+	f.StringArrayVar(&o.set, "set", nil, "SURFACE=allow|redirect|block: set a surface otherwise than the policy; may be repeated")
+	f.StringArrayVar(&o.connect, "connect", nil, "PATH: a Unix socket outside that the box may connect to, @NAME for an abstract one; may be repeated")
+	f.StringArrayVar(&o.limit, "limit", nil, "NAME=VALUE: processes, memory, cpus, cpu-time, open-files, file-size, box-size or wall-time; may be repeated")
 	f.BoolVar(&o.rm, "rm", false, "discard the box, with all that is in it, at the end")
 	f.StringVar(&o.net, "net", "", "the network: none, host (default: the policy's)")
 	f.StringVar(&o.observe, "observe", "", "what is recorded: full, changes (no plain reads), lean (programs only) (default: the policy's)")
 	f.StringVarP(&o.dir, "dir", "C", "", "the directory to run in (default: this one)")
 	f.BoolVar(&o.noServe, "no-serve", false, "do not start the daemon; what is recorded waits for it in the spool")
 	complete := map[string]func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective){
-		"box": completeBoxes, "policy": completeWords(core.BuiltinPolicies()...),
+		"box": completeBoxes, "policy": completePolicies,
+		"set": completeSurfaces, "limit": completeLimits,
 		"net": completeWords("none", "host"), "observe": completeWords("full", "changes", "lean"),
 		"dir": func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 			return nil, cobra.ShellCompDirectiveFilterDirs
@@ -85,6 +90,7 @@ Everything after the command's name is the command's: put flags of sandglass bef
 type session struct {
 	core.Session
 	policy *core.Policy
+	ref    string // by which a new box finds the policy again
 	dir    string
 	rm     bool
 }
@@ -114,7 +120,10 @@ func (o *runOptions) plan(h Home, command []string, now time.Time) (*session, er
 	case policy == "":
 		policy = b.Policy
 	}
-	if s.policy, err = findPolicy(policy); err != nil {
+	if s.policy, s.ref, err = h.FindPolicy(policy); err != nil {
+		return nil, err
+	}
+	if err := o.adjust(s.policy); err != nil {
 		return nil, err
 	}
 	s.Policy, s.Net, s.Observe = s.policy.Name, s.policy.Net, s.policy.Observe
@@ -145,14 +154,32 @@ func newSessionID(now time.Time) core.SessionID {
 	return core.SessionID(ulid.MustNew(ulid.Timestamp(now), rand.Reader).String())
 }
 
-// findPolicy returns the policy of that name.
-func findPolicy(name string) (*core.Policy, error) {
-	p, err := core.BuiltinPolicy(name)
-	if err != nil && strings.ContainsAny(name, "/.") {
-		return nil, core.Hint(fmt.Errorf("policy %q: policies in files are not supported by this version", core.Shorten(name, 80)),
-			"policies: "+strings.Join(core.BuiltinPolicies(), ", "))
+// adjust makes the changes to the policy that the flags ask for.
+func (o *runOptions) adjust(p *core.Policy) error {
+	for _, kv := range o.set {
+		surface, verdict, ok := strings.Cut(kv, "=")
+		if !ok {
+			return core.Hint(fmt.Errorf("--set %q: no =", core.Shorten(kv, 80)), "as in --set device.camera=allow")
+		}
+		if err := p.Set(surface, verdict); err != nil {
+			return fmt.Errorf("--set: %w", err)
+		}
 	}
-	return p, err
+	for _, c := range o.connect {
+		if err := p.Grant(c); err != nil {
+			return fmt.Errorf("--connect: %w", err)
+		}
+	}
+	for _, kv := range o.limit {
+		name, value, ok := strings.Cut(kv, "=")
+		if !ok {
+			return core.Hint(fmt.Errorf("--limit %q: no =", core.Shorten(kv, 80)), "as in --limit memory=512MiB")
+		}
+		if err := p.Limits.Set(name, value); err != nil {
+			return fmt.Errorf("--limit: %w", err)
+		}
+	}
+	return nil
 }
 
 // workingDir returns the absolute path of the directory to run in.
@@ -236,7 +263,7 @@ func (o *runOptions) runSession(p *printer, command []string) (err error) {
 	if err != nil {
 		return err
 	}
-	box, made, use, err := h.UseBox(s.Box, s.Policy, s.Start)
+	box, made, use, err := h.UseBox(s.Box, s.ref, s.Start)
 	if err != nil {
 		return err
 	}

@@ -2,15 +2,23 @@ package core
 
 import (
 	"fmt"
+	"maps"
+	"path"
+	"slices"
 	"sort"
+	"strings"
 )
 
-// Policy decides operations: for each surface a verdict.
+// Policy decides operations: for each surface a verdict, with exceptions by name.
 type Policy struct {
 	Name     string
 	Surfaces map[Surface]Verdict // a surface that is absent is blocked
 	Observe  Observe
 	Net      Net
+	// Connect lists the Unix sockets outside, by absolute path or glob ([path.Match]), that
+	// a box may connect to whatever its surface says. An abstract name begins with '@'.
+	Connect []string
+	Limits  Limits
 }
 
 // Decision is a verdict with the rule that gave it.
@@ -31,18 +39,83 @@ func (p *Policy) Decide(s Surface) Decision {
 	return Decision{v, p.Name + ": " + string(s)}
 }
 
+// DecideConnect is [Policy.Decide] for a connection to the Unix socket addr on s.
+func (p *Policy) DecideConnect(s Surface, addr string) Decision {
+	for _, g := range p.Connect {
+		if ok, err := path.Match(g, addr); ok && err == nil {
+			return Decision{Allowed, p.Name + ": connect " + g}
+		}
+	}
+	return p.Decide(s)
+}
+
+// Set makes v the verdict of the surface of that name. v is what people write:
+// "allow", "redirect" or "block".
+func (p *Policy) Set(surface, v string) error {
+	i, err := LookupSurface(surface)
+	if err != nil {
+		return err
+	}
+	verdict, ok := map[string]Verdict{"allow": Allowed, "redirect": Redirected, "block": Blocked}[v]
+	if !ok {
+		return Hint(fmt.Errorf("%s: unknown verdict %q", surface, Shorten(v, 80)), "allow, redirect or block")
+	}
+	if verdict != i.Default && !slices.Contains(i.Others, verdict) {
+		can := []string{i.Default.Verb()}
+		for _, o := range i.Others {
+			can = append(can, o.Verb())
+		}
+		return Hint(fmt.Errorf("%s cannot be set to %s", surface, v), "it can be: "+strings.Join(can, ", "))
+	}
+	p.Surfaces[i.Surface] = verdict
+	return nil
+}
+
+// Verb is what a policy says for v: allow, redirect or block.
+func (v Verdict) Verb() string {
+	return [...]string{Blocked: "block", Allowed: "allow", Redirected: "redirect"}[v]
+}
+
+// Grant adds a Unix socket that the box may connect to, see [Policy.Connect].
+func (p *Policy) Grant(addr string) error {
+	if !strings.HasPrefix(addr, "/") && !strings.HasPrefix(addr, "@") {
+		return Hint(fmt.Errorf("connect %q: not an absolute path", Shorten(addr, 80)), "an abstract socket begins with @")
+	}
+	if _, err := path.Match(addr, ""); err != nil {
+		return Hint(fmt.Errorf("connect %q: %w", Shorten(addr, 80), err), "a literal * ? [ or \\ is written with a \\ before it")
+	}
+	p.Connect = append(p.Connect, addr)
+	return nil
+}
+
+// Changes says in what p differs from the built-in policy, for people and the log:
+// "device.camera=allow, connect=/run/x, processes=100". "" when in nothing.
+func (p *Policy) Changes() string {
+	base := builtin[DefaultPolicy]
+	var out []string
+	for _, s := range Surfaces() {
+		if p.Surfaces[s] != base.Surfaces[s] {
+			out = append(out, string(s)+"="+p.Surfaces[s].Verb())
+		}
+	}
+	for _, c := range p.Connect {
+		out = append(out, "connect="+c)
+	}
+	out = append(out, p.Limits.texts()...)
+	return strings.Join(out, ", ")
+}
+
 // DefaultPolicy is the name of the policy of a box that names none.
 const DefaultPolicy = "fully-virtualised"
 
-var builtin = map[string]*Policy{
-	DefaultPolicy: {
-		Name: DefaultPolicy, Observe: ObserveFull, Net: NetNone,
-		Surfaces: map[Surface]Verdict{
-			FilesRead: Allowed, FilesWrite: Redirected, FilesExec: Allowed, FilesHandle: Blocked,
-			ProcessLife: Redirected, SystemKernel: Blocked, SystemABI: Blocked, SandboxSelf: Blocked,
-			SandboxLifecycle: Allowed,
-		},
-	},
+var builtin = map[string]*Policy{DefaultPolicy: fullyVirtualised()}
+
+func fullyVirtualised() *Policy {
+	p := &Policy{Name: DefaultPolicy, Observe: ObserveFull, Net: NetNone, Surfaces: map[Surface]Verdict{}, Limits: Limits{Processes: defaultProcesses}}
+	for _, i := range surfaces {
+		p.Surfaces[i.Surface] = i.Default
+	}
+	return p
 }
 
 // BuiltinPolicy returns a copy of the policy of that name, or an error with a hint
@@ -53,14 +126,16 @@ func BuiltinPolicy(name string) (*Policy, error) {
 	}
 	p, ok := builtin[name]
 	if !ok {
-		return nil, Hint(fmt.Errorf("unknown policy %q: %w", Shorten(name, 80), ErrNotFound), fmt.Sprintf("policies: %v", BuiltinPolicies()))
+		return nil, Hint(fmt.Errorf("unknown policy %q: %w", Shorten(name, 80), ErrNotFound),
+			fmt.Sprintf("policies: %v", BuiltinPolicies()), "a policy in a file is named by a path with a / in it: ./mine.yaml")
 	}
+	return p.clone(), nil
+}
+
+func (p *Policy) clone() *Policy {
 	c := *p
-	c.Surfaces = make(map[Surface]Verdict, len(p.Surfaces))
-	for s, v := range p.Surfaces {
-		c.Surfaces[s] = v
-	}
-	return &c, nil
+	c.Surfaces, c.Connect = maps.Clone(p.Surfaces), slices.Clone(p.Connect)
+	return &c
 }
 
 // BuiltinPolicies lists the names of the built-in policies, sorted.

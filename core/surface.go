@@ -1,6 +1,10 @@
 package core
 
-import "slices"
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
 
 // Surface names a place where something could get in or out of a box, as a dotted
 // path: a family and a member ("files.write"). The set is open: a newer supervisor
@@ -13,17 +17,137 @@ const (
 	FilesWrite       Surface = "files.write"       // a file, directory, node or its metadata is changed
 	FilesExec        Surface = "files.exec"        // a program is executed
 	FilesHandle      Surface = "files.handle"      // a file is named by handle, past every path
+	FilesShare       Surface = "files.share"       // a network file system or a share
 	ProcessLife      Surface = "process.life"      // a process starts or ends
-	SystemKernel     Surface = "system.kernel"     // mounts, namespaces, io_uring
+	ProcessSignal    Surface = "process.signal"    // a process is signalled, or its priority, affinity or limits are set
+	ProcessMemory    Surface = "process.memory"    // a process is traced, or its memory or descriptors are read or written
+	SettingsSysctl   Surface = "settings.sysctl"   // a setting of the kernel below /proc/sys or /sys
+	SettingsKeyring  Surface = "settings.keyring"  // the kernel's keyrings
+	IPCUnix          Surface = "ipc.unix"          // a Unix socket of a server, by path or abstract name
+	IPCDBus          Surface = "ipc.dbus"          // the session's or the system's D-Bus
+	IPCAgent         Surface = "ipc.agent"         // an agent of the user: keys, sound, display
+	IPCLoopback      Surface = "ipc.loopback"      // a server on the loopback interface
+	IPCSocket        Surface = "ipc.socket"        // a socket of an uncommon family or protocol
+	DeviceDisk       Surface = "device.disk"       // block devices, loop, device mapper
+	DeviceMemory     Surface = "device.memory"     // physical memory, ports and the kernel's log
+	DeviceKeyboard   Surface = "device.keyboard"   // keyboards, mice and other input; uinput, hidraw
+	DeviceScreen     Surface = "device.screen"     // framebuffers, virtual consoles
+	DeviceCamera     Surface = "device.camera"     // video capture
+	DeviceSound      Surface = "device.sound"      // sound
+	DeviceGPU        Surface = "device.gpu"        // DRM and GPUs
+	DeviceUSB        Surface = "device.usb"        // USB devices
+	DeviceSerial     Surface = "device.serial"     // serial and parallel ports
+	DeviceTPM        Surface = "device.tpm"        // trusted platform modules
+	DeviceNet        Surface = "device.net"        // tun and tap, vhost, ppp
+	DeviceVirtual    Surface = "device.virtual"    // KVM and other hypervisors
+	DeviceFuse       Surface = "device.fuse"       // file systems in user space
+	DeviceTTY        Surface = "device.tty"        // terminals: input that is forged
+	DeviceOther      Surface = "device.other"      // any other device node
+	NetOut           Surface = "net.out"           // a connection to another host
+	SystemKernel     Surface = "system.kernel"     // mounts, namespaces, io_uring, modules, bpf, perf and the like
+	SystemPower      Surface = "system.power"      // reboot and shutdown
+	SystemClock      Surface = "system.clock"      // the system's time is set
 	SystemABI        Surface = "system.abi"        // a call through a foreign ABI (i386, x32)
 	SandboxSelf      Surface = "sandbox.self"      // the sandbox's own state
+	SandboxLimit     Surface = "sandbox.limit"     // a limit of the box was hit
 	SandboxLifecycle Surface = "sandbox.lifecycle" // what the supervisor itself did to the box
+	OutsideKill      Surface = "outside.kill"      // a process of the box died by a signal that no process of the box sent
+	OutsideTrace     Surface = "outside.trace"     // a process of the box is traced from outside
 )
 
-var surfaces = []Surface{FilesRead, FilesWrite, FilesExec, FilesHandle, ProcessLife, SystemKernel, SystemABI, SandboxSelf, SandboxLifecycle}
+// SurfaceInfo says what a policy can do with a surface.
+type SurfaceInfo struct {
+	Surface Surface
+	Default Verdict   // of [DefaultPolicy]
+	Others  []Verdict // that a policy can choose instead
+}
+
+// What no policy can choose is what no wall could keep or no supervisor perform: a
+// signal to a process outside, which has no number in the box; a mount.
+var surfaces = []SurfaceInfo{
+	{FilesRead, Allowed, nil},
+	{FilesWrite, Redirected, []Verdict{Blocked}},
+	{FilesExec, Allowed, []Verdict{Blocked}},
+	{FilesHandle, Blocked, nil},
+	{FilesShare, Blocked, nil},
+	{ProcessLife, Redirected, nil},
+	{ProcessSignal, Redirected, []Verdict{Blocked}},
+	{ProcessMemory, Redirected, []Verdict{Blocked}},
+	{SettingsSysctl, Blocked, nil},
+	{SettingsKeyring, Blocked, []Verdict{Allowed}},
+	{IPCUnix, Blocked, []Verdict{Allowed}},
+	{IPCDBus, Redirected, []Verdict{Blocked, Allowed}},
+	{IPCAgent, Blocked, []Verdict{Allowed}},
+	{IPCLoopback, Blocked, nil},
+	{IPCSocket, Blocked, []Verdict{Allowed}},
+	{DeviceDisk, Blocked, nil},
+	{DeviceMemory, Blocked, nil},
+	{DeviceKeyboard, Blocked, []Verdict{Allowed}},
+	{DeviceScreen, Blocked, []Verdict{Allowed}},
+	{DeviceCamera, Blocked, []Verdict{Allowed}},
+	{DeviceSound, Blocked, []Verdict{Allowed}},
+	{DeviceGPU, Blocked, []Verdict{Allowed}},
+	{DeviceUSB, Blocked, []Verdict{Allowed}},
+	{DeviceSerial, Blocked, []Verdict{Allowed}},
+	{DeviceTPM, Blocked, []Verdict{Allowed}},
+	{DeviceNet, Blocked, nil},
+	{DeviceVirtual, Blocked, []Verdict{Allowed}},
+	{DeviceFuse, Blocked, nil},
+	{DeviceTTY, Blocked, nil},
+	{DeviceOther, Blocked, nil},
+	{NetOut, Blocked, nil},
+	{SystemKernel, Blocked, []Verdict{Allowed}},
+	{SystemPower, Blocked, nil},
+	{SystemClock, Blocked, nil},
+	{SystemABI, Blocked, nil},
+	{SandboxSelf, Blocked, nil},
+	{SandboxLimit, Blocked, nil},
+	{SandboxLifecycle, Allowed, nil},
+	{OutsideKill, Allowed, nil},
+	{OutsideTrace, Allowed, nil},
+}
 
 // Surfaces lists the surfaces that this version reports, sorted by name.
-func Surfaces() []Surface { s := slices.Clone(surfaces); slices.Sort(s); return s }
+func Surfaces() []Surface {
+	var s []Surface
+	for _, i := range surfaces {
+		s = append(s, i.Surface)
+	}
+	slices.Sort(s)
+	return s
+}
+
+// LookupSurface returns what a policy can do with s, or an error with a hint.
+func LookupSurface(s string) (SurfaceInfo, error) {
+	for _, i := range surfaces {
+		if string(i.Surface) == s {
+			return i, nil
+		}
+	}
+	var near []string
+	family, _, _ := strings.Cut(s, ".")
+	for _, x := range Surfaces() {
+		if f, _, _ := strings.Cut(string(x), "."); f == family {
+			near = append(near, string(x))
+		}
+	}
+	hint := "surfaces of this family: " + strings.Join(near, ", ")
+	if near == nil {
+		hint = fmt.Sprint("surfaces: ", Surfaces())
+	}
+	return SurfaceInfo{}, Hint(fmt.Errorf("unknown surface %q", Shorten(s, 80)), hint)
+}
+
+// Leaks says whether what is allowed on the surface counts as a leak: it touches
+// something outside of the box that the default policy would not let it.
+func (s Surface) Leaks() bool {
+	for _, i := range surfaces {
+		if i.Surface == s {
+			return i.Default != Allowed || strings.HasPrefix(string(s), "outside.")
+		}
+	}
+	return true
+}
 
 // Action says what an operation does on its surface: a verb of the field.
 type Action string
@@ -54,11 +178,28 @@ const (
 	ActExec        Action = "exec"         // target: the program; detail.argv
 	ActStart       Action = "start"        // a process was first seen; detail.ppid
 	ActExit        Action = "exit"         // a process ended; detail.code or detail.signal
+	ActSignal      Action = "signal"       // target: a process; detail.signal
+	ActSchedule    Action = "schedule"     // priority, policy, affinity or I/O priority is set
+	ActLimit       Action = "limit"        // resource limits of another process are set
+	ActTrace       Action = "trace"        // ptrace: attach, seize, or be traced by the parent
+	ActMemory      Action = "memory"       // memory of another process is read or written
+	ActGetfd       Action = "getfd"        // a descriptor is taken from another process
+	ActCompare     Action = "compare"      // kcmp(2)
+	ActConnect     Action = "connect"      // target: the address; detail.how: performed by the supervisor
+	ActSend        Action = "send"         // a datagram to an address
+	ActListen      Action = "listen"       //
+	ActSocket      Action = "socket"       // target: family and type
+	ActOpen        Action = "open"         // a device is opened; detail.flags
+	ActIoctl       Action = "ioctl"        // target: the request's name; detail.path
+	ActHit         Action = "hit"          // target: the limit's name; detail.limit, detail.used
 	ActMount       Action = "mount"        // mount family
 	ActNamespace   Action = "namespace"    // unshare, setns, clone with a namespace flag, chroot, pivot_root
 	ActIOUring     Action = "io_uring"     //
 	ActSyscall     Action = "syscall"      // a call that is refused as such; target: its name
 	ActBegin       Action = "begin"        // a session begins; detail: command, stdio, walls
 	ActEnd         Action = "end"          // a session ends; detail.code
+	ActFreeze      Action = "freeze"       // the session's processes are stopped in their tracks
+	ActThaw        Action = "thaw"         // and go on
+	ActKill        Action = "kill"         // the session is ended by force; detail.why
 	ActSlow        Action = "backpressure" // the log could not keep up and the box was slowed down
 )

@@ -50,6 +50,8 @@ type trap struct {
 	// high word decides nothing.
 	arg  int
 	mask uint32
+	// values, when there are any: only if the low word of argument arg is one of them
+	values []uint32
 }
 
 // trapsOf lists the calls that go to the supervisor, the frequent ones first. What is
@@ -64,7 +66,7 @@ func trapsOf(o core.Observe) []trap {
 	switch o {
 	case core.ObserveLean:
 	case core.ObserveChanges:
-		ts = append(ts, trap{sys.CallOpenat, 2, anyChange}, trap{sys.CallOpen, 1, anyChange})
+		ts = append(ts, trap{call: sys.CallOpenat, arg: 2, mask: anyChange}, trap{call: sys.CallOpen, arg: 1, mask: anyChange})
 		all(sys.CallOpenat2, sys.CallCreat)
 	default:
 		all(sys.CallOpenat, sys.CallOpen, sys.CallOpenat2, sys.CallCreat)
@@ -85,13 +87,14 @@ func trapsOf(o core.Observe) []trap {
 	all(sys.CallLink, sys.CallLinkat,
 		sys.CallSetxattr, sys.CallLsetxattr, sys.CallFsetxattr, sys.CallSetxattrat,
 		sys.CallRemovexattr, sys.CallLremovexattr, sys.CallFremovexattr, sys.CallRemovexattrat, sys.CallFileSetattr)
-	ts = append(ts, trap{sys.CallClone, 0, cloneNewAny}, trap{sys.CallUnshare, 0, cloneNewAny | cloneNewTime})
+	ts = append(ts, trap{call: sys.CallClone, mask: cloneNewAny}, trap{call: sys.CallUnshare, mask: cloneNewAny | cloneNewTime})
 	all(sys.CallClone3, sys.CallSetns, sys.CallNameToHandleAt, sys.CallOpenByHandleAt,
 		sys.CallMount, sys.CallUmount2, sys.CallPivotRoot, sys.CallChroot,
 		sys.CallOpenTree, sys.CallOpenTreeAttr, sys.CallMoveMount, sys.CallFsopen, sys.CallFsconfig,
 		sys.CallFsmount, sys.CallFspick, sys.CallMountSetattr,
 		sys.CallIoUringSetup, sys.CallIoUringEnter, sys.CallIoUringRegister)
-	return ts
+	ts = append(ts, processTraps...)
+	return append(ts, kernelTraps()...)
 }
 
 // filterProgram assembles the seccomp program for arch. A call through another
@@ -117,6 +120,16 @@ func filterProgram(arch sys.Arch, o core.Observe) []sys.Insn {
 	for _, t := range trapsOf(o) {
 		nr, ok := t.call.Number(arch)
 		if !ok {
+			continue
+		}
+		if n := uint8(len(t.values)); n > 0 {
+			p = append(p,
+				sys.Insn{Code: bpfJumpEq, K: nr, JF: n + 3},
+				sys.Insn{Code: bpfLoadWord, K: offArgs + 8*uint32(t.arg)})
+			for i, v := range t.values {
+				p = append(p, sys.Insn{Code: bpfJumpEq, K: v, JT: n - uint8(i)})
+			}
+			p = append(p, sys.Insn{Code: bpfReturn, K: retAllow}, sys.Insn{Code: bpfReturn, K: retNotify})
 			continue
 		}
 		if t.mask == 0 {

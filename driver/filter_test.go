@@ -2,6 +2,7 @@ package driver
 
 import (
 	"encoding/binary"
+	"slices"
 	"testing"
 
 	"golang.org/x/net/bpf"
@@ -58,15 +59,22 @@ func TestFilter(t *testing.T) {
 				}
 				tr, is := trapped[call]
 				want := retAllow
-				if is && tr.mask == 0 {
+				if is && (tr.mask == 0 && tr.values == nil || slices.Contains(tr.values, 0)) {
 					want = retNotify
 				}
 				if got := verdictOf(t, prog, arch, nr, 0, 0, 0, 0, 0, 0); got != want {
 					t.Errorf("%x %s: call %d (%s) without arguments: %#x, want %#x", arch, o, nr, call, got, want)
 				}
+				for _, v := range tr.values {
+					args := make([]uint64, 6)
+					args[tr.arg] = 0xdead<<32 | uint64(v)
+					if got := verdictOf(t, prog, arch, nr, args...); got != retNotify {
+						t.Errorf("%x %s: %s with %#x in argument %d: %#x", arch, o, call, v, tr.arg, got)
+					}
+				}
 				for bit := uint32(1); is && bit != 0; bit <<= 1 {
 					want := retAllow
-					if tr.mask == 0 || tr.mask&bit != 0 {
+					if tr.mask == 0 && tr.values == nil || tr.mask&bit != 0 || slices.Contains(tr.values, bit) {
 						want = retNotify
 					}
 					args := make([]uint64, 6)

@@ -177,6 +177,7 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 		}
 	}()
 	s.serve() // until no process is left
+	s.performer.end()
 	s.l.Close()
 	ws, werr := r.child.Wait()
 	reaped = true
@@ -461,6 +462,7 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 		return nil, err
 	}
 	s.journal = newJournal(r.o.Session, r.o.Log)
+	s.performer = newPerformer(s.l, s.journal.add)
 	if s.procs, err = newProcesses(r.child.PID, s.journal.add); err != nil {
 		return nil, err
 	}
@@ -483,6 +485,9 @@ func (r *run) begin(m stageMsg, s *supervisor, term *terminal) {
 		"stdin": term.kinds[0], "stdout": term.kinds[1], "stderr": term.kinds[2],
 		"sync_wake_up": strconv.FormatBool(s.sync), "wait_killable": strconv.FormatBool(m.Killable),
 		"joined": strconv.FormatBool(r.joined),
+	}
+	if c := o.Policy.Changes(); c != "" {
+		d["changes"] = core.Shorten(c, 4096)
 	}
 	if len(m.Masked) > 0 {
 		d["masked"] = core.Shorten(strings.Join(m.Masked, ", "), 4096)

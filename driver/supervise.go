@@ -151,15 +151,16 @@ func (j *journal) close() error {
 // supervisor answers a session's trapped calls. All its methods run on one goroutine,
 // locked to its thread.
 type supervisor struct {
-	l       *sys.Listener
-	sync    bool
-	journal *journal
-	procs   *processes
-	paths   *resolver
-	changed *changed
-	policy  *core.Policy
-	hide    []string
-	steps   []planStep // longest path first: what kind of place a path is on
+	l         *sys.Listener
+	sync      bool
+	journal   *journal
+	performer *performer
+	procs     *processes
+	paths     *resolver
+	changed   *changed
+	policy    *core.Policy
+	hide      []string
+	steps     []planStep // longest path first: what kind of place a path is on
 
 	n    *sys.Notif
 	p    *proc
@@ -174,6 +175,7 @@ type answer struct {
 	errno syscall.Errno
 	ops   [2]*core.Operation // logged once the answer was taken
 	after func()             // done before the answer
+	do    func() performed   // instead of the kernel, on another goroutine; ops[0] is what is logged
 }
 
 // serve answers calls until no process of the session is left.
@@ -205,6 +207,14 @@ func (s *supervisor) serve() {
 		if s.p.init {
 			a.ops = [2]*core.Operation{}
 		}
+		if a.do != nil {
+			op := a.ops[0]
+			s.sign(op)
+			if s.performer.begin(n.ID, op, a.do) {
+				continue
+			}
+			a = s.refuse(op.Surface, op.Action, op.Target, "too much at once", syscall.EAGAIN, op.Detail)
+		}
 		if a.errno != 0 {
 			e = s.l.Fail(n.ID, a.errno)
 		} else {
@@ -222,8 +232,16 @@ func (s *supervisor) serve() {
 }
 
 func (s *supervisor) log(op *core.Operation) {
-	op.Time, op.PID, op.Proc, op.Exe = s.now, s.p.pid, s.p.id, s.p.exe
+	s.sign(op)
 	s.journal.add(op)
+}
+
+// sign says in op whose it is.
+func (s *supervisor) sign(op *core.Operation) {
+	op.Time, op.PID, op.Proc, op.Exe = s.now, s.p.pid, s.p.id, s.p.exe
+	if op.Verdict == core.Allowed && op.Surface != core.FilesRead {
+		op.Leak = op.Surface.Leaks()
+	}
 }
 
 // refuse answers with errno and logs the try.
@@ -360,6 +378,11 @@ func (s *supervisor) judge() answer {
 		return s.clone3()
 	case sys.CallIoUringSetup, sys.CallIoUringEnter, sys.CallIoUringRegister:
 		return s.refuse(core.SystemKernel, core.ActIOUring, c.String(), "filter", syscall.ENOSYS, nil)
+	}
+	for _, judge := range [...]func(sys.Call) (answer, bool){s.judgeProcess, s.judgeKernel} {
+		if a, ok := judge(c); ok {
+			return a
+		}
 	}
 	return s.refuse(core.SystemKernel, core.ActSyscall, strconv.Itoa(int(n.NR)), "filter", syscall.ENOSYS, nil)
 }
@@ -868,6 +891,9 @@ func (s *supervisor) open(dirfd int32, addr uint64, flags uint32, inRoot bool) a
 	}
 	if e != 0 {
 		return s.unreadable(sf, act, p, e)
+	}
+	if a, ok := s.memoryFile(p, act); ok {
+		return a
 	}
 	if !writes {
 		return s.look(sf, act, p, nil)

@@ -136,6 +136,9 @@ var (
 		core.ActRmdir, core.ActRename, core.ActExchange, core.ActLink, core.ActSymlink, core.ActMkdir, core.ActMknod,
 		core.ActBind, core.ActChmod, core.ActChown, core.ActUtime, core.ActSetxattr, core.ActRemovexattr,
 		core.ActSetattr, core.ActHandle, core.ActExec, core.ActStart, core.ActExit, core.ActMount, core.ActNamespace,
+		core.ActSignal, core.ActSchedule, core.ActLimit, core.ActTrace, core.ActMemory, core.ActGetfd, core.ActCompare,
+		core.ActConnect, core.ActSend, core.ActListen, core.ActSocket, core.ActOpen, core.ActIoctl, core.ActHit,
+		core.ActFreeze, core.ActThaw, core.ActKill,
 		core.ActIOUring, core.ActSyscall, core.ActBegin, core.ActEnd, core.ActSlow)
 	errnos  = []string{"EACCES", "EEXIST", "ENOENT", "ENOSYS", "ENXIO", "EOPNOTSUPP", "EPERM", "EROFS"}
 	moments = []string{"5m", "1h", "1d", "today", "yesterday"}

@@ -29,7 +29,7 @@ type notifResp struct {
 	flags uint32
 }
 
-// Listener is the supervisor's end of a seccomp filter. One goroutine, locked to its
+// Listener is the supervisor's end of a seccomp filter. But where said, one goroutine, locked to its
 // thread, may use it.
 type Listener struct {
 	fd    int
@@ -42,6 +42,7 @@ const (
 	ioctlNotifRecv     = 0xc0502100
 	ioctlNotifSend     = 0xc0182101
 	ioctlNotifIDValid  = 0x40082102
+	ioctlNotifAddFD    = 0x40182103
 	ioctlNotifSetFlags = 0x40082104
 
 	notifFlagContinue = 1 // SECCOMP_USER_NOTIF_FLAG_CONTINUE
@@ -158,4 +159,27 @@ func InstallFilter(prog []Insn) (fd int, waitKillable bool, err error) {
 	}
 	runtime.KeepAlive(prog)
 	return -1, false, fmt.Errorf("seccomp(SECCOMP_SET_MODE_FILTER, NEW_LISTENER): %w", unix.EINVAL)
+}
+
+// Reply makes the call return value, or errno when that is not 0. Unlike the others it may
+// be called from any goroutine.
+func (l *Listener) Reply(id uint64, value int64, errno syscall.Errno) syscall.Errno {
+	resp := notifResp{id: id, val: value, err: -int32(errno)}
+	_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(l.fd), ioctlNotifSend, uintptr(unsafe.Pointer(&resp)))
+	return e
+}
+
+// Inject gives the caller a copy of the supervisor's descriptor fd and makes the call
+// return its number there, in one step (SECCOMP_ADDFD_FLAG_SEND, Linux 5.14). From any
+// goroutine.
+func (l *Listener) Inject(id uint64, fd int, cloexec bool) syscall.Errno {
+	add := struct {
+		id                          uint64
+		flags, src, newfd, newFlags uint32
+	}{id: id, flags: 2, src: uint32(fd)}
+	if cloexec {
+		add.newFlags = unix.O_CLOEXEC
+	}
+	_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(l.fd), ioctlNotifAddFD, uintptr(unsafe.Pointer(&add)))
+	return e
 }

@@ -351,3 +351,12 @@ func Text[C int8 | uint8](field []C) string {
 	}
 	return string(b)
 }
+
+// ProcessIn finds the thread group, as numbered here, of the thread that has number tid in
+// the PID namespace ns (NS_GET_TGID_FROM_PIDNS, Linux 6.11). ESRCH: ns has no such
+// thread. ENOTTY: the kernel cannot be asked.
+func ProcessIn(ns, tid int) (tgid int, e syscall.Errno) {
+	const nsGetTGIDFromPIDNS = 0x8004b707 // _IOR(0xb7, 7, int)
+	r, _, e := unix.RawSyscall(unix.SYS_IOCTL, uintptr(ns), nsGetTGIDFromPIDNS, uintptr(tid))
+	return int(r), e
+}

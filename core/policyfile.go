@@ -1,0 +1,99 @@
+package core
+
+import (
+	"errors"
+	"fmt"
+	"sort"
+	"strings"
+
+	"github.com/goccy/go-yaml"
+)
+
+// maxPolicyFile bounds a policy's file, in bytes.
+const maxPolicyFile = 1 << 20
+
+// ParsePolicy reads a policy in YAML:
+//
+//	name: web-dev            # default: name
+//	base: fully-virtualised  # what is not said here is as there
+//	observe: full
+//	net: none
+//	surfaces:
+//	  device.camera: allow   # allow, redirect or block
+//	connect:                 # Unix sockets outside that it may connect to
+//	  - /run/postgresql/.s.PGSQL.5432
+//	limits:
+//	  memory: 512MiB
+//
+// Errors name the line. A key that is not known is an error: a misspelt one must not
+// leave open what it was to close.
+func ParsePolicy(name string, text []byte) (*Policy, error) {
+	if len(text) > maxPolicyFile {
+		return nil, fmt.Errorf("policy %s: larger than %d bytes", Shorten(name, 200), maxPolicyFile)
+	}
+	var f struct {
+		Name     string            `yaml:"name"`
+		Base     string            `yaml:"base"`
+		Observe  string            `yaml:"observe"`
+		Net      string            `yaml:"net"`
+		Surfaces map[string]string `yaml:"surfaces"`
+		Connect  []string          `yaml:"connect"`
+		Limits   map[string]string `yaml:"limits"`
+	}
+	fail := func(err error) error { return fmt.Errorf("policy %s: %w", Shorten(name, 200), err) }
+	if err := yaml.UnmarshalWithOptions(text, &f, yaml.Strict()); err != nil {
+		var y yaml.Error
+		if errors.As(err, &y) && y.GetToken() != nil {
+			err = fmt.Errorf("line %d: %s", y.GetToken().Position.Line, y.GetMessage())
+		}
+		return nil, fail(err)
+	}
+	p, err := BuiltinPolicy(f.Base)
+	if err != nil {
+		return nil, fail(err)
+	}
+	if p.Name = f.Name; f.Name == "" {
+		p.Name = name
+	}
+	if builtin[p.Name] != nil {
+		return nil, Hint(fail(fmt.Errorf("%s is the name of a built-in policy", p.Name)), "give it another with `name:`")
+	}
+	if err := CheckBoxName(p.Name); err != nil {
+		return nil, Hint(fail(fmt.Errorf("not a name for a policy: %q", Shorten(p.Name, 80))), "give it one of letters and digits with `name:`")
+	}
+	if f.Observe != "" {
+		if p.Observe, err = ParseObserve(f.Observe); err != nil {
+			return nil, fail(err)
+		}
+	}
+	if f.Net != "" {
+		if p.Net, err = ParseNet(f.Net); err != nil {
+			return nil, fail(err)
+		}
+	}
+	for _, s := range sortedKeys(f.Surfaces) {
+		if err := p.Set(s, f.Surfaces[s]); err != nil {
+			return nil, fail(err)
+		}
+	}
+	for _, c := range f.Connect {
+		if err := p.Grant(c); err != nil {
+			return nil, fail(err)
+		}
+	}
+	for _, l := range sortedKeys(f.Limits) {
+		if err := p.Limits.Set(l, strings.TrimSpace(f.Limits[l])); err != nil {
+			return nil, fail(err)
+		}
+	}
+	return p, nil
+}
+
+func sortedKeys(m map[string]string) []string {
+	ks := make([]string, 0, len(m))
+	for k := range m {
+		ks = append(ks, k)
+	}
+	sort.Strings(ks)
+	return ks
+}
