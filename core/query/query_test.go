@@ -325,7 +325,7 @@ func TestComplete(t *testing.T) {
 		{"-verdict!=al", []string{"-verdict!=allowed"}},
 		{"(leak:", []string{"(leak:true", "(leak:false"}},
 		{"surface:files.w", []string{"surface:files.write"}},
-		{"action:io", []string{"action:io_uring"}},
+		{"action:io_", []string{"action:io_uring"}},
 		{"det", []string{"detail."}},
 		{"detail.a", []string{"detail.argv:"}},
 		{"detail.argv:x", nil},
