@@ -104,7 +104,6 @@ func (s *supervisor) judgeProcess(c sys.Call) (answer, bool) {
 type peer struct {
 	text string // "pid 12"
 	exe  string // "" when it has not been seen
-	own  bool   // of the caller itself
 	none bool   // the box has no such process
 }
 

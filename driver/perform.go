@@ -78,14 +78,6 @@ func (f *performer) begin(id uint64, op *core.Operation, do func() performed) bo
 	return true
 }
 
-// valid says whether the call still waits: to be asked right before something is done
-// that cannot be undone.
-func (f *performer) valid(id uint64) bool {
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	return !f.ended && f.l.Valid(id)
-}
-
 // end gives up what is still being done, and lets nothing use the listener any more.
 func (f *performer) end() {
 	close(f.done)
