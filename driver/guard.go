@@ -157,7 +157,7 @@ func (s *supervisor) toProcess(c sys.Call, sf core.Surface, act core.Action, p p
 	if p.exe != "" {
 		d["exe"] = p.exe
 	}
-	dec := s.policy.Decide(sf)
+	dec := s.policy.Load().Decide(sf)
 	if dec.Verdict == core.Blocked {
 		return s.refuse(sf, act, p.text, dec.Rule, syscall.EPERM, d)
 	}
@@ -167,7 +167,7 @@ func (s *supervisor) toProcess(c sys.Call, sf core.Surface, act core.Action, p p
 // toMany judges a signal to more than one process of the box.
 func (s *supervisor) toMany(c sys.Call, target string, d core.Detail) answer {
 	d["call"] = c.String()
-	if dec := s.policy.Decide(core.ProcessSignal); dec.Verdict == core.Blocked {
+	if dec := s.policy.Load().Decide(core.ProcessSignal); dec.Verdict == core.Blocked {
 		return s.refuse(core.ProcessSignal, core.ActSignal, target, dec.Rule, syscall.EPERM, d)
 	}
 	return answer{ops: [2]*core.Operation{{Surface: core.ProcessSignal, Action: core.ActSignal, Target: target,
@@ -304,7 +304,7 @@ func (s *supervisor) judgeKernel(c sys.Call) (answer, bool) {
 	case sys.CallAddKey, sys.CallRequestKey:
 		d["type"], d["name"] = core.Shorten(s.text(a[0]), 256), core.Shorten(s.text(a[1]), 256)
 	}
-	dec := s.policy.Decide(k.surface)
+	dec := s.policy.Load().Decide(k.surface)
 	if dec.Verdict != core.Blocked && !k.never {
 		return answer{ops: [2]*core.Operation{{Surface: k.surface, Action: k.action, Target: c.String(), Verdict: core.Allowed, Rule: dec.Rule, Detail: d}}}, true
 	}

@@ -449,7 +449,8 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("take the filter's listener: %w", err)
 	}
-	s := &supervisor{policy: r.o.Policy, hide: hiddenPaths(r.steps)}
+	s := &supervisor{hide: hiddenPaths(r.steps)}
+	s.policy.Store(r.o.Policy)
 	s.l, s.sync = sys.NewListener(fd)
 	s.steps = slices.Clone(r.steps)
 	sort.SliceStable(s.steps, func(i, j int) bool { return len(s.steps[i].Path) > len(s.steps[j].Path) })

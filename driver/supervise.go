@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -158,7 +159,7 @@ type supervisor struct {
 	procs     *processes
 	paths     *resolver
 	changed   *changed
-	policy    *core.Policy
+	policy    atomic.Pointer[core.Policy] // never changed in place: a grant may be given or taken back while the session runs
 	hide      []string
 	steps     []planStep // longest path first: what kind of place a path is on
 
@@ -602,7 +603,7 @@ func (s *supervisor) spotOf(p place) spot {
 
 // look judges an operation that only looks at p.
 func (s *supervisor) look(sf core.Surface, act core.Action, p place, d core.Detail) answer {
-	dec := s.policy.Decide(sf)
+	dec := s.policy.Load().Decide(sf)
 	op := &core.Operation{Surface: sf, Action: act, Target: p.path, Verdict: core.Allowed, Rule: dec.Rule, Detail: d}
 	if p.missing {
 		if op.Detail == nil {
@@ -651,7 +652,7 @@ func (s *supervisor) write(act core.Action, p place, p2 *place, d core.Detail) a
 			rule = "own view"
 		}
 	}
-	if dec := s.policy.Decide(core.FilesWrite); dec.Verdict == core.Blocked {
+	if dec := s.policy.Load().Decide(core.FilesWrite); dec.Verdict == core.Blocked {
 		return s.refuse(core.FilesWrite, act, p.path, dec.Rule, syscall.EACCES, d)
 	}
 	return answer{ops: [2]*core.Operation{{Surface: core.FilesWrite, Action: act, Target: p.path, Verdict: core.Redirected, Rule: rule, Detail: d}}}
