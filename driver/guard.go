@@ -121,6 +121,9 @@ func (t *processes) named(inner int) peer {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if x := t.byPID[tgid]; x != nil {
+		if x.stale && !x.init { // still: it may not have executed yet
+			x.exe = t.readExe(x.tgid)
+		}
 		p.text, p.exe = "pid "+strconv.Itoa(x.pid), x.exe
 	}
 	return p
