@@ -153,9 +153,8 @@ func (s *stage) run() error {
 	var err error
 	if s.cfg.Join {
 		// The namespace is a copy of the box's; only /proc must show the session's own
-		// processes. It goes on top of the other, without which the kernel would not let
-		// a user namespace mount one (fs/namespace.c, mnt_already_visible).
-		err = sys.Mount("proc", "/proc", "proc", sys.NoSuid|sys.NoDev|sys.NoExec, "")
+		// processes. It goes on top of the other.
+		err = remountProc("/proc")
 	} else {
 		err = s.build()
 	}
@@ -345,7 +344,7 @@ func (s *stage) build() error {
 			return err
 		}
 	}
-	if err := sys.Mount("proc", root+"/proc", "proc", sys.NoSuid|sys.NoDev|sys.NoExec, ""); err != nil {
+	if err := mountProc(root + "/proc"); err != nil {
 		return core.Hint(err, "a fresh /proc needs one outside with nothing mounted over its parts (fs/namespace.c, mount_too_revealing)",
 			"in a container, run it with an unmasked /proc (docker: --security-opt systempaths=unconfined)")
 	}

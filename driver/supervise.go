@@ -561,6 +561,7 @@ const (
 	onOwn                 // the box's own /proc, /dev, /run
 	onReal                // the kernel's: /sys, and the harmless devices
 	onReadOnly
+	onKernel // the kernel's part of /proc, and /sys: read-only
 	onMask
 	onHidden // the sandbox's own state
 )
@@ -577,7 +578,12 @@ func (s *supervisor) spotOf(p place) spot {
 		}
 	}
 	switch {
-	case under(p.path, "/proc"), under(p.path, "/run"):
+	case under(p.path, "/proc"):
+		if _, ok := procKernel(p.path); ok {
+			return onKernel
+		}
+		return onOwn
+	case under(p.path, "/run"):
 		return onOwn
 	case under(p.path, "/dev"):
 		if harmless[p.path] {
@@ -585,7 +591,7 @@ func (s *supervisor) spotOf(p place) spot {
 		}
 		return onOwn
 	case under(p.path, "/sys"):
-		return onReal
+		return onKernel
 	}
 	for _, st := range s.steps {
 		if under(p.path, st.Path) {
@@ -616,6 +622,10 @@ func (s *supervisor) look(sf core.Surface, act core.Action, p place, d core.Deta
 		return s.refuse(core.SandboxSelf, act, p.path, "mask", syscall.EACCES, d)
 	case onMask:
 		op.Verdict, op.Rule = core.Redirected, "mask"
+	case onKernel:
+		if name, ok := procKernel(p.path); ok && procMasked[name] != "" {
+			return s.refuse(procMasked[name], act, p.path, "mask", syscall.EACCES, d)
+		}
 	case onOwn:
 		op.Verdict, op.Rule = core.Redirected, "own view"
 	case onOverlay:
@@ -643,12 +653,13 @@ func (s *supervisor) write(act core.Action, p place, p2 *place, d core.Detail) a
 			return s.refuse(core.FilesWrite, act, p.path, "mask", syscall.EROFS, d)
 		case onReadOnly:
 			return s.refuse(core.FilesWrite, act, p.path, "read-only mount", syscall.EROFS, d)
-		case onReal:
-			if under(x.path, "/sys") {
-				return s.refuse(core.FilesWrite, act, p.path, "read-only mount", syscall.EROFS, d)
+		case onKernel:
+			sf := core.SettingsSysctl
+			if x.path == "/proc/sysrq-trigger" {
+				sf = core.SystemPower
 			}
-			rule = "own view"
-		case onOwn:
+			return s.refuse(sf, act, x.path, "read-only mount", syscall.EROFS, d)
+		case onReal, onOwn:
 			rule = "own view"
 		}
 	}

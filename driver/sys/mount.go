@@ -49,6 +49,11 @@ func BindReadOnly(source, target string, deep bool) error {
 	return nil
 }
 
+// Unmount detaches the mount on target, following no symbolic link (umount2(2)).
+func Unmount(target string) error {
+	return unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+}
+
 // PivotInto makes dir the root of the mount namespace and detaches the old root.
 func PivotInto(dir string) error {
 	if err := unix.Chdir(dir); err != nil {
