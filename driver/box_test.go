@@ -98,6 +98,8 @@ type runOpts struct {
 	live    func(*core.Operation)
 	log     func(*core.Operation) error
 	quiet   bool
+	policy  func(*core.Policy)
+	guarded func() []uint16
 }
 
 func (l *lab) run(o runOpts, argv ...string) result {
@@ -123,6 +125,9 @@ func (l *lab) run(o runOpts, argv ...string) result {
 	if err != nil {
 		l.t.Fatal(err)
 	}
+	if o.policy != nil {
+		o.policy(pol)
+	}
 	dir := filepath.Join(l.home, "boxes", o.box)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		l.t.Fatal(err)
@@ -141,7 +146,7 @@ func (l *lab) run(o runOpts, argv ...string) result {
 		BoxDir: dir, Hide: []string{l.home}, Policy: pol, Dir: l.dir,
 		Session: core.Session{ID: core.SessionID(fmt.Sprintf("S%d-%s", l.seq, o.box)), Box: o.box, Command: argv, Observe: observe, Net: network},
 		Env:     append([]string{"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=" + l.dir, "LC_ALL=C"}, o.env...),
-		Stdin:   inR, Stdout: outW, Stderr: errW,
+		Stdin:   inR, Stdout: outW, Stderr: errW, Guarded: o.guarded,
 		Log: func(op *core.Operation) error {
 			r.ops = append(r.ops, *op)
 			if o.live != nil {
@@ -624,7 +629,7 @@ func TestBoxHasNoPrivilegesAndNoStrangers(t *testing.T) {
 	t.Setenv("SSH_AUTH_SOCK", "/x")
 	r := l.run(runOpts{env: []string{"SSH_AUTH_SOCK=/x", "KEEP=1", "DBUS_SESSION_BUS_ADDRESS=unix:path=/x"}}, "/bin/sh", "-c",
 		`grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status | tr -s '\t ' ' '; id -u; ls /proc/self/fd | tr '\n' ' '; echo
-		ls /proc | grep -c '^[0-9]'; env | grep -E 'SSH|DBUS|KEEP'; cat /proc/net/dev | grep -c :; (exec 3</proc/1/mem) 2>/dev/null && echo init-open; (exec 3</proc/1/environ) 2>/dev/null && echo init-open; kill -9 1; kill -TERM 1; echo survived`)
+		ls /proc | grep -c '^[0-9]'; env | grep -E 'SSH|path=/x|KEEP'; cat /proc/net/dev | grep -c :; (exec 3</proc/1/mem) 2>/dev/null && echo init-open; (exec 3</proc/1/environ) 2>/dev/null && echo init-open; kill -9 1; kill -TERM 1; echo survived`)
 	lines := strings.Split(strings.TrimSpace(r.out), "\n")
 	want := []string{"CapInh: 0000000000000000", "CapPrm: 0000000000000000", "CapEff: 0000000000000000", "CapBnd: 0000000000000000",
 		"CapAmb: 0000000000000000", "NoNewPrivs: 1", "Seccomp: 2", fmt.Sprint(os.Getuid()), "0 1 2 3 ", "4", "KEEP=1", "1", "survived"}

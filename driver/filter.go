@@ -50,6 +50,8 @@ type trap struct {
 	// high word decides nothing.
 	arg  int
 	mask uint32
+	// wide: the mask is of the high word too, for an argument that is a pointer
+	wide bool
 	// values, when there are any: only if the low word of argument arg is one of them
 	values []uint32
 }
@@ -93,6 +95,8 @@ func trapsOf(o core.Observe) []trap {
 		sys.CallOpenTree, sys.CallOpenTreeAttr, sys.CallMoveMount, sys.CallFsopen, sys.CallFsconfig,
 		sys.CallFsmount, sys.CallFspick, sys.CallMountSetattr,
 		sys.CallIoUringSetup, sys.CallIoUringEnter, sys.CallIoUringRegister)
+	ts = append(ts, socketTraps...)
+	ts = append(ts, trap{call: sys.CallIoctl, arg: 1, values: forgingIoctls})
 	ts = append(ts, processTraps...)
 	return append(ts, kernelTraps()...)
 }
@@ -134,6 +138,18 @@ func filterProgram(arch sys.Arch, o core.Observe) []sys.Insn {
 		}
 		if t.mask == 0 {
 			p = append(p, sys.Insn{Code: bpfJumpEq, K: nr, JF: 1}, sys.Insn{Code: bpfReturn, K: retNotify})
+			continue
+		}
+		if t.wide {
+			p = append(p,
+				sys.Insn{Code: bpfJumpEq, K: nr, JF: 6},
+				sys.Insn{Code: bpfLoadWord, K: offArgs + 8*uint32(t.arg)},
+				sys.Insn{Code: bpfJumpSet, K: t.mask, JT: 2},
+				sys.Insn{Code: bpfLoadWord, K: offArgs + 8*uint32(t.arg) + 4},
+				sys.Insn{Code: bpfJumpSet, K: t.mask, JF: 1},
+				sys.Insn{Code: bpfReturn, K: retNotify},
+				sys.Insn{Code: bpfReturn, K: retAllow},
+			)
 			continue
 		}
 		p = append(p,

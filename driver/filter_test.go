@@ -72,13 +72,23 @@ func TestFilter(t *testing.T) {
 						t.Errorf("%x %s: %s with %#x in argument %d: %#x", arch, o, call, v, tr.arg, got)
 					}
 				}
+				for bit := uint64(1 << 32); tr.wide && bit != 0; bit <<= 1 {
+					args := make([]uint64, 6)
+					args[tr.arg] = bit
+					if got := verdictOf(t, prog, arch, nr, args...); got != retNotify {
+						t.Errorf("%x %s: %s with bit %#x in argument %d: %#x", arch, o, call, bit, tr.arg, got)
+					}
+				}
 				for bit := uint32(1); is && bit != 0; bit <<= 1 {
 					want := retAllow
 					if tr.mask == 0 && tr.values == nil || tr.mask&bit != 0 || slices.Contains(tr.values, bit) {
 						want = retNotify
 					}
 					args := make([]uint64, 6)
-					args[tr.arg] = 0xdead<<32 | uint64(bit)
+					args[tr.arg] = uint64(bit)
+					if !tr.wide {
+						args[tr.arg] |= 0xdead << 32
+					}
 					if got := verdictOf(t, prog, arch, nr, args...); got != want {
 						t.Errorf("%x %s: %s with bit %#x in argument %d: %#x, want %#x", arch, o, call, bit, tr.arg, got, want)
 					}

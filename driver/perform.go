@@ -26,6 +26,11 @@ type performed struct {
 	fd     int
 	// cloexec is of the descriptor in the box.
 	cloexec bool
+	// replace: fd takes the place of the box's descriptor at, and the call returns value.
+	replace bool
+	at      int
+	// proceed: the kernel carries the call out after all; it is safe whatever it says.
+	proceed bool
 }
 
 // performer runs what the supervisor does for the box.
@@ -55,27 +60,39 @@ func (f *performer) begin(id uint64, op *core.Operation, do func() performed) bo
 	go func() {
 		defer f.wg.Done()
 		defer func() { <-f.slots }()
-		r := do()
-		if r.errno == 0 {
-			op.Outcome = core.Performed
-		} else {
-			op.Outcome, op.Errno = core.Performed, sys.ErrnoName(r.errno)
-		}
-		f.mu.RLock()
-		if !f.ended {
-			if r.inject && r.errno == 0 {
-				f.l.Inject(id, r.fd, r.cloexec)
-			} else {
-				f.l.Reply(id, r.value, r.errno)
-			}
-		}
-		f.mu.RUnlock()
-		if r.inject && r.errno == 0 {
-			sys.CloseFD(r.fd)
-		}
+		f.answer(id, op, do())
 		f.log(op)
 	}()
 	return true
+}
+
+// answer gives the box what came of it.
+func (f *performer) answer(id uint64, op *core.Operation, r performed) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if r.replace && r.errno == 0 && !f.ended {
+		r.errno = f.l.Replace(id, r.fd, r.at, r.cloexec)
+	}
+	switch {
+	case f.ended:
+	case r.errno != 0:
+		f.l.Reply(id, 0, r.errno)
+	case r.proceed:
+		f.l.Proceed(id)
+	case r.inject:
+		f.l.Inject(id, r.fd, r.cloexec)
+	default:
+		f.l.Reply(id, r.value, 0)
+	}
+	if (r.inject || r.replace) && r.fd >= 0 {
+		sys.CloseFD(r.fd)
+	}
+	switch {
+	case r.errno != 0:
+		op.Outcome, op.Errno = core.Performed, sys.ErrnoName(r.errno)
+	case !r.proceed:
+		op.Outcome = core.Performed
+	}
 }
 
 // end gives up what is still being done, and lets nothing use the listener any more.

@@ -38,6 +38,9 @@ type Options struct {
 	// Stdin, Stdout and Stderr are the command's. A terminal is replaced by a
 	// pseudo-terminal of the box, a file or socket by a pipe.
 	Stdin, Stdout, Stderr *os.File
+	// Guarded lists the TCP ports on which the sandbox itself listens: a box on the caller's
+	// network does not reach them. It is asked at each connection, from one goroutine; nil: none.
+	Guarded func() []uint16
 	// Log is called with each operation, in order, from one goroutine. It owns what it
 	// gets only until it returns. While it blocks the box goes on until about 32,000
 	// operations wait, then waits too. An error ends the box.
@@ -432,7 +435,7 @@ func (r *run) config(term *terminal) stageConfig {
 		Root: r.b.at("mnt"), OwnNet: r.o.Session.Net != core.NetHost,
 		RunDirs: map[string]os.FileMode{"/lock": 0o777 | os.ModeSticky, "/user": 0o755, "/user/" + uid: 0o700},
 		TTY:     term.tty, Front: term.front, Size: term.size, Term: term.attr,
-		Argv: r.o.Session.Command, Env: scrubEnv(r.o.Env), Dir: r.o.Dir, Observe: r.o.Session.Observe,
+		Argv: r.o.Session.Command, Env: boxEnv(r.o.Env, r.o.Policy), Dir: r.o.Dir, Observe: r.o.Session.Observe,
 	}
 	// Names are looked up by way of a file in the real /run where a resolver keeps it.
 	if p, err := filepath.EvalSymlinks("/etc/resolv.conf"); err == nil && under(p, "/run") && r.o.Session.Net == core.NetHost {
@@ -449,7 +452,12 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("take the filter's listener: %w", err)
 	}
-	s := &supervisor{hide: hiddenPaths(r.steps)}
+	s := &supervisor{hide: hiddenPaths(r.steps), hostNet: r.o.Session.Net == core.NetHost, ports: r.o.Guarded, sockets: socketsOf(r.o.Env)}
+	if daemon := busDaemon(); daemon != "" && r.o.Policy.Decide(core.IPCDBus).Verdict == core.Redirected {
+		s.bus = &sessionBus{path: busPath(), start: func() error {
+			return send(r.control, stageMsg{Op: "spawn", Argv: busCommand(daemon, busPath())})
+		}}
+	}
 	s.policy.Store(r.o.Policy)
 	s.l, s.sync = sys.NewListener(fd)
 	s.steps = slices.Clone(r.steps)
@@ -540,35 +548,52 @@ func (r *run) forward(term *terminal) chan os.Signal {
 	return c
 }
 
-// scrubEnv takes out of an environment what points at sockets and agents outside.
-func scrubEnv(env []string) []string {
+// boxEnv is the environment of a box: the caller's, without what points at sockets and
+// agents outside but where the policy allows them, and with the box's own bus.
+func boxEnv(env []string, p *core.Policy) []string {
 	var out []string
 	for _, e := range env {
 		name, _, _ := strings.Cut(e, "=")
-		if !outsideVar(name) {
+		sf, outside := outsideVar(name)
+		if !outside || sf != "" && p.Decide(sf).Verdict == core.Allowed {
 			out = append(out, e)
 		}
+	}
+	if p.Decide(core.IPCDBus).Verdict == core.Redirected && busDaemon() != "" {
+		out = append(out, "DBUS_SESSION_BUS_ADDRESS=unix:path="+busPath())
 	}
 	return out
 }
 
-var outsideVars = func() map[string]bool {
-	m := map[string]bool{}
-	for n := range strings.FieldsSeq(`
-		DBUS_SESSION_BUS_ADDRESS DBUS_SYSTEM_BUS_ADDRESS DBUS_STARTER_ADDRESS DBUS_STARTER_BUS_TYPE
-		SSH_AUTH_SOCK SSH_AGENT_PID SSH_CONNECTION SSH_CLIENT SSH_TTY GPG_AGENT_INFO GPG_TTY GNOME_KEYRING_CONTROL GNOME_KEYRING_PID
-		DISPLAY XAUTHORITY WAYLAND_DISPLAY WAYLAND_SOCKET WINDOWID SESSION_MANAGER DESKTOP_STARTUP_ID XDG_ACTIVATION_TOKEN
-		AT_SPI_BUS_ADDRESS IBUS_ADDRESS PULSE_SERVER PULSE_COOKIE PIPEWIRE_REMOTE PIPEWIRE_RUNTIME_DIR
-		TMUX TMUX_PANE STY DOCKER_HOST CONTAINER_HOST PODMAN_HOST NOTIFY_SOCKET LISTEN_FDS LISTEN_PID LISTEN_FDNAMES
+// outsideVars are variables that point outside, with the surface that allows them; "":
+// none does.
+var outsideVars = func() map[string]core.Surface {
+	m := map[string]core.Surface{}
+	for sf, names := range map[core.Surface]string{
+		core.IPCDBus: "DBUS_SESSION_BUS_ADDRESS DBUS_SYSTEM_BUS_ADDRESS AT_SPI_BUS_ADDRESS IBUS_ADDRESS",
+		core.IPCAgent: `SSH_AUTH_SOCK SSH_AGENT_PID GPG_AGENT_INFO GPG_TTY GNOME_KEYRING_CONTROL GNOME_KEYRING_PID
+			DISPLAY XAUTHORITY WAYLAND_DISPLAY PULSE_SERVER PULSE_COOKIE PIPEWIRE_REMOTE PIPEWIRE_RUNTIME_DIR
+			DOCKER_HOST CONTAINER_HOST PODMAN_HOST CUPS_SERVER`,
+		"": `
+		DBUS_STARTER_ADDRESS DBUS_STARTER_BUS_TYPE
+		SSH_CONNECTION SSH_CLIENT SSH_TTY WAYLAND_SOCKET WINDOWID SESSION_MANAGER DESKTOP_STARTUP_ID XDG_ACTIVATION_TOKEN
+		TMUX TMUX_PANE STY NOTIFY_SOCKET LISTEN_FDS LISTEN_PID LISTEN_FDNAMES
 		WATCHDOG_PID WATCHDOG_USEC JOURNAL_STREAM INVOCATION_ID MAINPID MANAGERPID SYSTEMD_EXEC_PID CREDENTIALS_DIRECTORY
 		I3SOCK SWAYSOCK HYPRLAND_INSTANCE_SIGNATURE NIRI_SOCKET KITTY_LISTEN_ON ALACRITTY_SOCKET WEZTERM_UNIX_SOCKET
 		NVIM NVIM_LISTEN_ADDRESS VIM_SERVERNAME EMACS_SOCKET_NAME VSCODE_IPC_HOOK VSCODE_IPC_HOOK_CLI VSCODE_GIT_IPC_HANDLE
-		CUPS_SERVER MAKEFLAGS_JOBSERVER_FD KRB5CCNAME`) {
-		m[n] = true
+		MAKEFLAGS_JOBSERVER_FD KRB5CCNAME`,
+	} {
+		for n := range strings.FieldsSeq(names) {
+			m[n] = sf
+		}
 	}
 	return m
 }()
 
-func outsideVar(name string) bool {
-	return outsideVars[name] || strings.HasPrefix(name, "SANDGLASS_") || strings.HasPrefix(name, "SYSTEMD_")
+// outsideVar says whether a variable points outside, and which surface allows it.
+func outsideVar(name string) (core.Surface, bool) {
+	if sf, ok := outsideVars[name]; ok {
+		return sf, true
+	}
+	return "", strings.HasPrefix(name, "SANDGLASS_") || strings.HasPrefix(name, "SYSTEMD_")
 }

@@ -31,6 +31,7 @@ import (
 //	   |                                         |  from that thread
 //	   | <- started | failed {code, why} ------- |
 //	   | -- signal {n} | foreground -----------> |
+//	   | -- spawn {argv} ----------------------> |  starts a helper in the box: its session bus
 //	   | <- stopped {signal} | exit {status} --- |  reaps; ends when the command ends
 //
 // The descriptor is fetched, not sent: a trapped sendmsg would wait for an answer from
@@ -41,11 +42,12 @@ type stageMsg struct {
 	PTY      int    `json:"pty,omitempty"`
 	Killable bool   `json:"killable,omitempty"`
 	Masked   []string
-	Code     int    `json:"code,omitempty"`
-	Why      string `json:"why,omitempty"`
-	Hint     string `json:"hint,omitempty"`
-	Signal   int    `json:"signal,omitempty"`
-	Status   uint32 `json:"status,omitempty"`
+	Code     int      `json:"code,omitempty"`
+	Why      string   `json:"why,omitempty"`
+	Hint     string   `json:"hint,omitempty"`
+	Signal   int      `json:"signal,omitempty"`
+	Status   uint32   `json:"status,omitempty"`
+	Argv     []string `json:"argv,omitempty"`
 }
 
 // stageConfig is everything that the stage needs to know.
@@ -146,6 +148,7 @@ type stage struct {
 	masked  []string
 	pid     int
 	tty     *os.File
+	spawn   chan []string // helpers to start, from the filtered thread
 }
 
 func (s *stage) run() error {
@@ -240,7 +243,29 @@ func (s *stage) start() error {
 			null.Close()
 		}
 	}
+	s.spawn = make(chan []string)
 	go s.obey()
+	end := make(chan error, 1)
+	go func() { end <- s.reap() }()
+	for {
+		select {
+		case err := <-end:
+			return err // the end of PID 1 ends all that is left
+		case argv := <-s.spawn:
+			null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+			if err != nil {
+				continue
+			}
+			fd := null.Fd()
+			// A helper that cannot be started is one that nobody finds listening.
+			syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{Env: s.cfg.Env, Files: []uintptr{fd, fd, fd}, Sys: &syscall.SysProcAttr{Setsid: true}})
+			null.Close()
+		}
+	}
+}
+
+// reap reaps orphans until the command ends.
+func (s *stage) reap() error {
 	for {
 		pid, ws, err := sys.Wait4Any()
 		if err != nil {
@@ -256,7 +281,7 @@ func (s *stage) start() error {
 		if err := send(s.control, stageMsg{Op: "exit", Status: uint32(ws)}); err != nil {
 			os.Exit(125)
 		}
-		return nil // the end of PID 1 ends all that is left
+		return nil
 	}
 }
 
@@ -272,6 +297,10 @@ func (s *stage) obey() {
 			syscall.Kill(-s.pid, syscall.Signal(m.Signal))
 			if syscall.Signal(m.Signal) == syscall.SIGHUP {
 				syscall.Kill(-s.pid, syscall.SIGCONT) // as a hangup of its terminal would
+			}
+		case "spawn":
+			if len(m.Argv) > 0 {
+				s.spawn <- m.Argv
 			}
 		case "foreground":
 			if s.tty != nil {

@@ -162,6 +162,10 @@ type supervisor struct {
 	policy    atomic.Pointer[core.Policy] // never changed in place: a grant may be given or taken back while the session runs
 	hide      []string
 	steps     []planStep // longest path first: what kind of place a path is on
+	hostNet   bool       // the network is the caller's
+	ports     func() []uint16
+	bus       *sessionBus             // nil: the box has none
+	sockets   map[string]core.Surface // that the caller's environment points at
 
 	n    *sys.Notif
 	p    *proc
@@ -177,6 +181,8 @@ type answer struct {
 	ops   [2]*core.Operation // logged once the answer was taken
 	after func()             // done before the answer
 	do    func() performed   // instead of the kernel, on another goroutine; ops[0] is what is logged
+	// dropped gives back what do holds, when it is not done
+	dropped func()
 }
 
 // serve answers calls until no process of the session is left.
@@ -213,6 +219,9 @@ func (s *supervisor) serve() {
 			s.sign(op)
 			if s.performer.begin(n.ID, op, a.do) {
 				continue
+			}
+			if a.dropped != nil {
+				a.dropped()
 			}
 			a = s.refuse(op.Surface, op.Action, op.Target, "too much at once", syscall.EAGAIN, op.Detail)
 		}
@@ -352,6 +361,9 @@ func (s *supervisor) judge() answer {
 	case sys.CallBind:
 		return s.bind(a[1], a[2])
 
+	case sys.CallIoctl:
+		return s.ioctl(fd(0), uint32(a[1]))
+
 	case sys.CallNameToHandleAt:
 		return s.refuse(core.FilesHandle, core.ActHandle, s.text(a[1]), "filter", syscall.EOPNOTSUPP, core.Detail{"call": c.String()})
 	case sys.CallOpenByHandleAt:
@@ -380,7 +392,7 @@ func (s *supervisor) judge() answer {
 	case sys.CallIoUringSetup, sys.CallIoUringEnter, sys.CallIoUringRegister:
 		return s.refuse(core.SystemKernel, core.ActIOUring, c.String(), "filter", syscall.ENOSYS, nil)
 	}
-	for _, judge := range [...]func(sys.Call) (answer, bool){s.judgeProcess, s.judgeKernel} {
+	for _, judge := range [...]func(sys.Call) (answer, bool){s.judgeSocket, s.judgeProcess, s.judgeKernel} {
 		if a, ok := judge(c); ok {
 			return a
 		}
@@ -905,6 +917,9 @@ func (s *supervisor) open(dirfd int32, addr uint64, flags uint32, inRoot bool) a
 		return s.unreadable(sf, act, p, e)
 	}
 	if a, ok := s.memoryFile(p, act); ok {
+		return a
+	}
+	if a, ok := s.device(p, flags); ok {
 		return a
 	}
 	if !writes {

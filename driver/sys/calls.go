@@ -53,6 +53,14 @@ const (
 	CallRemovexattrat
 	CallFileSetattr
 	CallBind
+	CallConnect
+	CallSocket
+	CallSocketpair
+	CallSendto
+	CallSendmsg
+	CallSendmmsg
+	CallIoctl
+	CallPrctl
 	CallNameToHandleAt
 	CallOpenByHandleAt
 	CallMount
@@ -172,6 +180,14 @@ var callNames = [numCalls]string{
 	CallRemovexattrat:     "removexattrat",
 	CallFileSetattr:       "file_setattr",
 	CallBind:              "bind",
+	CallConnect:           "connect",
+	CallSocket:            "socket",
+	CallSocketpair:        "socketpair",
+	CallSendto:            "sendto",
+	CallSendmsg:           "sendmsg",
+	CallSendmmsg:          "sendmmsg",
+	CallIoctl:             "ioctl",
+	CallPrctl:             "prctl",
 	CallNameToHandleAt:    "name_to_handle_at",
 	CallOpenByHandleAt:    "open_by_handle_at",
 	CallMount:             "mount",
@@ -292,6 +308,14 @@ var amd64Numbers = [numCalls]int32{
 	CallRemovexattrat:     466,
 	CallFileSetattr:       469,
 	CallBind:              49,
+	CallConnect:           42,
+	CallSocket:            41,
+	CallSocketpair:        53,
+	CallSendto:            44,
+	CallSendmsg:           46,
+	CallSendmmsg:          307,
+	CallIoctl:             16,
+	CallPrctl:             157,
 	CallNameToHandleAt:    303,
 	CallOpenByHandleAt:    304,
 	CallMount:             165,
@@ -409,6 +433,14 @@ var arm64Numbers = [numCalls]int32{
 	CallRemovexattrat:     466,
 	CallFileSetattr:       469,
 	CallBind:              200,
+	CallConnect:           203,
+	CallSocket:            198,
+	CallSocketpair:        199,
+	CallSendto:            206,
+	CallSendmsg:           211,
+	CallSendmmsg:          269,
+	CallIoctl:             29,
+	CallPrctl:             167,
 	CallNameToHandleAt:    264,
 	CallOpenByHandleAt:    265,
 	CallMount:             40,

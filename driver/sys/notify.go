@@ -183,3 +183,24 @@ func (l *Listener) Inject(id uint64, fd int, cloexec bool) syscall.Errno {
 	_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(l.fd), ioctlNotifAddFD, uintptr(unsafe.Pointer(&add)))
 	return e
 }
+
+// Proceed is [Listener.Continue] from any goroutine.
+func (l *Listener) Proceed(id uint64) syscall.Errno {
+	resp := notifResp{id: id, flags: notifFlagContinue}
+	_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(l.fd), ioctlNotifSend, uintptr(unsafe.Pointer(&resp)))
+	return e
+}
+
+// Replace puts a copy of the supervisor's descriptor fd in the place of the caller's
+// descriptor at (SECCOMP_ADDFD_FLAG_SETFD). The call still waits. From any goroutine.
+func (l *Listener) Replace(id uint64, fd, at int, cloexec bool) syscall.Errno {
+	add := struct {
+		id                          uint64
+		flags, src, newfd, newFlags uint32
+	}{id: id, flags: 1, src: uint32(fd), newfd: uint32(at)}
+	if cloexec {
+		add.newFlags = unix.O_CLOEXEC
+	}
+	_, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(l.fd), ioctlNotifAddFD, uintptr(unsafe.Pointer(&add)))
+	return e
+}
