@@ -17,11 +17,11 @@ import (
 func newBox(p *printer) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "box COMMAND",
-		Short: "List, show, create and remove boxes",
+		Short: "List, show, create, change and remove boxes",
 		Args:  cobra.ArbitraryArgs,
 		RunE:  func(c *cobra.Command, args []string) error { return needSubcommand(c, args) },
 	}
-	for _, sub := range []*cobra.Command{newBoxList(p), newBoxShow(p), newBoxCreate(p), newBoxRemove(p)} {
+	for _, sub := range []*cobra.Command{newBoxList(p), newBoxShow(p), newBoxCreate(p), newBoxSet(), newBoxRemove(p)} {
 		sub.DisableFlagsInUseLine = true
 		c.AddCommand(sub)
 	}

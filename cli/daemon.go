@@ -7,8 +7,10 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"net/url"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -46,6 +48,34 @@ func (h Home) daemonInfo() (daemonInfo, error) {
 	}
 	return d, nil
 }
+
+// ports lists where the sandbox itself is reached over the network: the dashboard, and a
+// bus outside.
+func (h Home) ports() (ps []uint16) {
+	add := func(port string) {
+		if n, err := strconv.ParseUint(port, 10, 16); err == nil && n > 0 {
+			ps = append(ps, uint16(n))
+		}
+	}
+	if d, err := h.daemonInfo(); err == nil {
+		_, port, _ := net.SplitHostPort(d.Address)
+		add(port)
+	}
+	for addr := range strings.SplitSeq(h.externalBus(), ",") {
+		u, err := url.Parse(strings.TrimSpace(addr))
+		switch {
+		case err != nil || u.Host == "":
+		case u.Port() != "":
+			add(u.Port())
+		default:
+			add(strconv.Itoa(defaultBusPort))
+		}
+	}
+	return ps
+}
+
+// defaultBusPort is of a NATS URL that names none.
+const defaultBusPort = 4222
 
 func (h Home) writeDaemonInfo(d daemonInfo) error {
 	data, err := json.MarshalIndent(d, "", "  ")

@@ -70,7 +70,7 @@ recorded, with what became of it: allowed (touched the real system), redirected
 			root.AddCommand(c)
 		}
 	}
-	add(groupRun, newRun(p), newBox(p))
+	add(groupRun, newRun(p), newBox(p), newPS(p), newFreeze(), newThaw(), newKill())
 	add(groupLook, newOps(p), newSessions(p), newLink(p))
 	add(groupState, newServe(p), newStatus(p), newStop(p), newRebuild(p), newDoctor(p), newCompletion(p), newVersion(p))
 	return root

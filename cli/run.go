@@ -243,7 +243,11 @@ func (o *runOptions) run(p *printer, command []string) error {
 	err := o.runSession(p, command)
 	var ce *commandError
 	var de *driver.CommandError
+	var ke *driver.KilledError
 	switch {
+	case errors.As(err, &ke):
+		p.Error(ke)
+		return exitCode(128 + 9)
 	case errors.As(err, &ce):
 		p.Error(err)
 		return exitCode(ce.code)
@@ -307,7 +311,7 @@ func (s *session) record(p *printer, h Home, natsURL string, serve bool) error {
 		code, err = driver.Run(ctx, driver.Options{
 			BoxDir: h.box(s.Box), Hide: []string{string(h)}, Session: s.Session, Policy: s.policy, Dir: s.dir,
 			Env: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
-			Log: log.Observer(ctx, full.held), Ended: log.Ending,
+			Guarded: h.ports, Log: log.Observer(ctx, full.held), Ended: log.Ending,
 		})
 	}
 	lerr := log.End(code)

@@ -129,10 +129,21 @@ func BuiltinPolicy(name string) (*Policy, error) {
 		return nil, Hint(fmt.Errorf("unknown policy %q: %w", Shorten(name, 80), ErrNotFound),
 			fmt.Sprintf("policies: %v", BuiltinPolicies()), "a policy in a file is named by a path with a / in it: ./mine.yaml")
 	}
-	return p.clone(), nil
+	return p.Clone(), nil
 }
 
-func (p *Policy) clone() *Policy {
+// Revoke takes back every grant of exactly that path, name or glob.
+func (p *Policy) Revoke(addr string) error {
+	n := len(p.Connect)
+	p.Connect = slices.DeleteFunc(p.Connect, func(g string) bool { return g == addr })
+	if len(p.Connect) == n {
+		return Hint(fmt.Errorf("connect %q: %w", Shorten(addr, 80), ErrNotFound), fmt.Sprintf("granted: %v", p.Connect))
+	}
+	return nil
+}
+
+// Clone returns a copy that shares nothing with p.
+func (p *Policy) Clone() *Policy {
 	c := *p
 	c.Surfaces, c.Connect = maps.Clone(p.Surfaces), slices.Clone(p.Connect)
 	return &c

@@ -200,6 +200,7 @@ const (
 	ActEnd         Action = "end"          // a session ends; detail.code
 	ActFreeze      Action = "freeze"       // the session's processes are stopped in their tracks
 	ActThaw        Action = "thaw"         // and go on
+	ActPolicy      Action = "policy"       // the policy is changed while the session runs; target: a surface or socket
 	ActKill        Action = "kill"         // the session is ended by force; detail.why
 	ActSlow        Action = "backpressure" // the log could not keep up and the box was slowed down
 )

@@ -183,6 +183,18 @@ func (l *lab) sh(script string) result {
 	return r
 }
 
+// self is the path of the test binary.
+func (l *lab) self() string {
+	l.t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return exe
+}
+
+func (l *lab) boxDir(name string) string { return filepath.Join(l.home, "boxes", name) }
+
 // boxed runs one of the programs above in a box, and checks that it came to its end.
 func (l *lab) boxed(o runOpts, name string, args ...string) result {
 	l.t.Helper()

@@ -54,6 +54,9 @@ type trap struct {
 	wide bool
 	// values, when there are any: only if the low word of argument arg is one of them
 	values []uint32
+	// also: besides, if the low word of argument also is value; of a trap with a mask
+	also  int
+	value uint32
 }
 
 // trapsOf lists the calls that go to the supervisor, the frequent ones first. What is
@@ -89,14 +92,16 @@ func trapsOf(o core.Observe) []trap {
 	all(sys.CallLink, sys.CallLinkat,
 		sys.CallSetxattr, sys.CallLsetxattr, sys.CallFsetxattr, sys.CallSetxattrat,
 		sys.CallRemovexattr, sys.CallLremovexattr, sys.CallFremovexattr, sys.CallRemovexattrat, sys.CallFileSetattr)
-	ts = append(ts, trap{call: sys.CallClone, mask: cloneNewAny}, trap{call: sys.CallUnshare, mask: cloneNewAny | cloneNewTime})
+	ts = append(ts, trap{call: sys.CallUnshare, mask: cloneNewAny | cloneNewTime})
 	all(sys.CallClone3, sys.CallSetns, sys.CallNameToHandleAt, sys.CallOpenByHandleAt,
 		sys.CallMount, sys.CallUmount2, sys.CallPivotRoot, sys.CallChroot,
 		sys.CallOpenTree, sys.CallOpenTreeAttr, sys.CallMoveMount, sys.CallFsopen, sys.CallFsconfig,
 		sys.CallFsmount, sys.CallFspick, sys.CallMountSetattr,
 		sys.CallIoUringSetup, sys.CallIoUringEnter, sys.CallIoUringRegister)
 	ts = append(ts, socketTraps...)
+	ts = append(ts, limitTraps...)
 	ts = append(ts, trap{call: sys.CallIoctl, arg: 1, values: forgingIoctls})
+	ts = append(ts, trap{call: sys.CallPrctl, values: []uint32{prSetPdeathsig}})
 	ts = append(ts, processTraps...)
 	return append(ts, kernelTraps()...)
 }
@@ -147,6 +152,18 @@ func filterProgram(arch sys.Arch, o core.Observe) []sys.Insn {
 				sys.Insn{Code: bpfJumpSet, K: t.mask, JT: 2},
 				sys.Insn{Code: bpfLoadWord, K: offArgs + 8*uint32(t.arg) + 4},
 				sys.Insn{Code: bpfJumpSet, K: t.mask, JF: 1},
+				sys.Insn{Code: bpfReturn, K: retNotify},
+				sys.Insn{Code: bpfReturn, K: retAllow},
+			)
+			continue
+		}
+		if t.also != 0 {
+			p = append(p,
+				sys.Insn{Code: bpfJumpEq, K: nr, JF: 6},
+				sys.Insn{Code: bpfLoadWord, K: offArgs + 8*uint32(t.arg)},
+				sys.Insn{Code: bpfJumpSet, K: t.mask, JT: 2},
+				sys.Insn{Code: bpfLoadWord, K: offArgs + 8*uint32(t.also)},
+				sys.Insn{Code: bpfJumpEq, K: t.value, JF: 1},
 				sys.Insn{Code: bpfReturn, K: retNotify},
 				sys.Insn{Code: bpfReturn, K: retAllow},
 			)

@@ -72,6 +72,13 @@ func TestFilter(t *testing.T) {
 						t.Errorf("%x %s: %s with %#x in argument %d: %#x", arch, o, call, v, tr.arg, got)
 					}
 				}
+				if tr.also != 0 {
+					args := make([]uint64, 6)
+					args[tr.also] = 0xdead<<32 | uint64(tr.value)
+					if got := verdictOf(t, prog, arch, nr, args...); got != retNotify {
+						t.Errorf("%x %s: %s with %#x in argument %d: %#x", arch, o, call, tr.value, tr.also, got)
+					}
+				}
 				for bit := uint64(1 << 32); tr.wide && bit != 0; bit <<= 1 {
 					args := make([]uint64, 6)
 					args[tr.arg] = bit

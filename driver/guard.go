@@ -20,7 +20,8 @@ var processTraps = []trap{
 	{call: sys.CallRtSigqueueinfo}, {call: sys.CallRtTgsigqueueinfo},
 	{call: sys.CallSetpriority}, {call: sys.CallIoprioSet},
 	{call: sys.CallSchedSetscheduler, mask: anyBit}, {call: sys.CallSchedSetparam, mask: anyBit}, // 0: itself
-	{call: sys.CallSchedSetattr, mask: anyBit}, {call: sys.CallSchedSetaffinity, mask: anyBit}, {call: sys.CallPrlimit64, mask: anyBit},
+	{call: sys.CallSchedSetattr, mask: anyBit}, {call: sys.CallSchedSetaffinity, mask: anyBit},
+	{call: sys.CallPrlimit64, mask: anyBit, also: 1, value: rlimitCore},
 	{call: sys.CallPtrace, values: []uint32{ptraceTraceme, ptraceAttach, ptraceSeize}},
 	{call: sys.CallProcessVMReadv}, {call: sys.CallProcessVMWritev}, {call: sys.CallPidfdGetfd}, {call: sys.CallProcessMadvise}, {call: sys.CallKcmp},
 }
@@ -31,6 +32,8 @@ const (
 	ptraceTraceme = 0 // linux/ptrace.h
 	ptraceAttach  = 16
 	ptraceSeize   = 0x4206
+
+	prSetPdeathsig = 1 // linux/prctl.h
 )
 
 // judgeProcess judges the calls of [processTraps].
@@ -73,10 +76,17 @@ func (s *supervisor) judgeProcess(c sys.Call) (answer, bool) {
 		if a[2] == 0 { // it only asks
 			return answer{}, true
 		}
+		if uint32(a[1]) == rlimitCore {
+			return s.coreLimit(c, a[3] == 0), true
+		}
+		if pid(0) == 0 { // its own: by the kernel's bounds
+			return answer{}, true
+		}
 		return one(core.ProcessSignal, core.ActLimit, pid(0), core.Detail{"resource": strconv.Itoa(pid(1))})
 	case sys.CallPtrace:
 		switch uint32(a[0]) {
 		case ptraceTraceme:
+			s.outside.sends(s.p.pid, uint32(syscall.SIGKILL))
 			return answer{ops: [2]*core.Operation{{Surface: core.ProcessMemory, Action: core.ActTrace, Target: "itself, by its parent",
 				Verdict: core.Redirected, Rule: "pid namespace", Detail: core.Detail{"call": c.String()}}}}, true
 		default:
@@ -147,6 +157,7 @@ func (s *supervisor) pidfdTarget(fd int32) peer {
 
 // toProcess judges what is done to one process.
 func (s *supervisor) toProcess(c sys.Call, sf core.Surface, act core.Action, p peer, d core.Detail) answer {
+	s.noteSignal(c, p)
 	if p.text == "pid "+strconv.Itoa(s.p.pid) {
 		return answer{} // itself
 	}
@@ -167,12 +178,35 @@ func (s *supervisor) toProcess(c sys.Call, sf core.Surface, act core.Action, p p
 	return answer{ops: [2]*core.Operation{{Surface: sf, Action: act, Target: p.text, Verdict: core.Redirected, Rule: "pid namespace", Detail: d}}}
 }
 
+// noteSignal remembers who of the box was sent what by the box: such a death needs no other
+// explanation. Also a signal that is refused then, or that the kernel does not deliver.
+func (s *supervisor) noteSignal(c sys.Call, p peer) {
+	a := &s.n.Args
+	var n uint32
+	switch c {
+	case sys.CallKill, sys.CallTkill, sys.CallRtSigqueueinfo, sys.CallPidfdSendSignal:
+		n = uint32(a[1])
+	case sys.CallTgkill, sys.CallRtTgsigqueueinfo:
+		n = uint32(a[2])
+	case sys.CallPtrace:
+		n = uint32(syscall.SIGKILL) // PTRACE_KILL, PTRACE_O_EXITKILL
+	default:
+		return
+	}
+	if pid, err := strconv.Atoi(strings.TrimPrefix(p.text, "pid ")); err == nil {
+		s.outside.sends(pid, n)
+	} else {
+		s.outside.sendsMany(n)
+	}
+}
+
 // toMany judges a signal to more than one process of the box.
 func (s *supervisor) toMany(c sys.Call, target string, d core.Detail) answer {
 	d["call"] = c.String()
 	if dec := s.policy.Load().Decide(core.ProcessSignal); dec.Verdict == core.Blocked {
 		return s.refuse(core.ProcessSignal, core.ActSignal, target, dec.Rule, syscall.EPERM, d)
 	}
+	s.noteSignal(c, peer{})
 	return answer{ops: [2]*core.Operation{{Surface: core.ProcessSignal, Action: core.ActSignal, Target: target,
 		Verdict: core.Redirected, Rule: "pid namespace", Detail: d}}}
 }

@@ -41,7 +41,8 @@ type processes struct {
 	used   map[int]int   // by pid in the box: how often it was used before
 	poller *sys.Poller
 	emit   func(*core.Operation)
-	ending chan struct{} // closed by close
+	mourn  func(*proc, syscall.WaitStatus) // told how a process ended that did not exit by itself; may be nil
+	ending chan struct{}                   // closed by close
 	done   chan struct{}
 	ns     int // descriptor of the session's PID namespace
 	name   []byte
@@ -292,7 +293,8 @@ func (t *processes) died(p *proc) {
 	if !p.ended {
 		p.ended = true
 		d := core.Detail{}
-		if ws, ok := sys.ExitOf(p.pidfd); ok {
+		ws, ok := sys.ExitOf(p.pidfd)
+		if ok {
 			if ws.Signaled() {
 				d["signal"] = signalName(ws.Signal())
 			} else {
@@ -300,6 +302,9 @@ func (t *processes) died(p *proc) {
 			}
 		}
 		t.emit(exitOp(p, core.Performed, d))
+		if ok && t.mourn != nil {
+			t.mourn(p, ws)
+		}
 	}
 	t.forget(p)
 }

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/sandglass/sandglass/core"
 	"github.com/sandglass/sandglass/driver/sys"
@@ -80,8 +81,18 @@ type run struct {
 	child   sys.Child
 	control *os.File
 	journal *journal
+	proc    *ownProc
 	ref     *os.File
 	joined  bool
+	s       *supervisor // nil until the box's init is ready
+
+	mu      sync.Mutex
+	killed  bool
+	because string // why it was
+	frozen  bool
+	thawed  time.Time
+	still   []int          // processes of the box that were stopped before it was frozen
+	notes   sync.WaitGroup // what was done to the session and is still being logged
 }
 
 func (r *run) run(ctx context.Context) (code int, err error) {
@@ -93,6 +104,9 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 		if o.Dir, err = os.Getwd(); err != nil {
 			return 125, fmt.Errorf("working directory: %w", err)
 		}
+	}
+	if err := checkLimits(o.Policy.Limits); err != nil {
+		return 125, err
 	}
 	lock, err := r.b.lock()
 	if err != nil {
@@ -124,7 +138,7 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 			r.child.Wait()
 		}
 	}()
-	stop := context.AfterFunc(ctx, func() { sys.PidfdKill(r.child.Pidfd, syscall.SIGKILL) })
+	stop := context.AfterFunc(ctx, func() { r.kill("") })
 	defer stop()
 
 	m, err := receive(r.control)
@@ -143,6 +157,7 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 	}
 	defer sys.CloseFD(s.paths.root)
 	defer s.changed.close()
+	r.s = s
 	if m.PTY >= 0 {
 		fd, err := sys.PidfdGetfd(r.child.Pidfd, m.PTY)
 		if err != nil {
@@ -164,6 +179,12 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 
 	r.journal = s.journal
 	r.begin(m, s, term)
+	watch := r.watch()
+	remote, err := r.remote()
+	if err != nil {
+		watch.close()
+		return 125, err
+	}
 	ended := make(chan stageMsg, 1)
 	go r.listen(term, ended)
 	signals := r.forward(term)
@@ -186,8 +207,10 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 	reaped = true
 	signal.Stop(signals)
 	close(signals)
+	remote.close()
 	s.procs.close()
 	end := <-ended
+	watch.close()
 	term.finish()
 
 	switch {
@@ -206,9 +229,16 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 		}
 	case ctx.Err() != nil:
 		code, err = 137, nil
+	case r.why() != "":
+		code, err = 137, &KilledError{r.why()}
 	default:
+		if ws.Signaled() {
+			r.journal.add(&core.Operation{Surface: core.OutsideKill, Action: core.ActSignal, Target: "the session's init", Verdict: core.Allowed,
+				Outcome: core.Performed, Rule: "unexplained signal", Leak: true, Detail: core.Detail{"signal": signalName(ws.Signal())}})
+		}
 		code, err = 125, fmt.Errorf("the box's init died: %s %w", waitText(ws), werr)
 	}
+	r.notes.Wait()
 	s.journal.add(&core.Operation{Surface: core.SandboxLifecycle, Action: core.ActEnd, Target: strings.Join(o.Session.Command, " "),
 		Verdict: core.Allowed, Outcome: core.Performed, Rule: "supervisor", Detail: core.Detail{"code": strconv.Itoa(code)}})
 	if jerr := s.journal.close(); jerr != nil {
@@ -225,6 +255,37 @@ type CommandError struct {
 }
 
 func (e *CommandError) Error() string { return e.Why }
+
+// KilledError says why the session was ended by force: exit code 137.
+type KilledError struct{ Why string }
+
+func (e *KilledError) Error() string { return "the session was killed: " + e.Why }
+
+// kill ends the session by force, once. why is for the log and the caller; "" when the
+// caller asked for it.
+func (r *run) kill(why string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.killed {
+		return
+	}
+	r.killed, r.because = true, why
+	if r.s != nil {
+		r.s.outside.ends(true)
+		var d core.Detail
+		if why != "" {
+			d = core.Detail{"why": why}
+		}
+		r.note(core.ActKill, strings.Join(r.o.Session.Command, " "), d)
+	}
+	sys.PidfdKill(r.child.Pidfd, syscall.SIGKILL)
+}
+
+func (r *run) why() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.because
+}
 
 func stageError(m stageMsg) error {
 	err := errors.New(m.Why)
@@ -475,7 +536,32 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 	if s.procs, err = newProcesses(r.child.PID, s.journal.add); err != nil {
 		return nil, err
 	}
+	s.outside = newOutside(s.procs, s.journal.add)
+	s.procs.mourn = func(p *proc, ws syscall.WaitStatus) {
+		s.outside.died(p, ws)
+		s.killedByLimit(p, ws)
+	}
+	if r.proc, err = openOwnProc(root); err != nil {
+		return nil, err
+	}
+	s.limits = newLimiter(r.o.Policy.Limits, r.proc.threads)
 	return s, nil
+}
+
+// watch begins to look at the session from outside.
+func (r *run) watch() *watcher {
+	w := &watcher{s: r.s, proc: r.proc, limits: r.o.Policy.Limits, outside: r.s.outside, over: map[string]bool{},
+		end: r.kill, slay: func(pid int) { send(r.control, stageMsg{Op: "slay", PID: pid}) },
+		boxSize: func() int64 {
+			n, _, err := BoxSize(r.o.BoxDir)
+			if err != nil {
+				return 0
+			}
+			return n
+		},
+		stop: make(chan struct{}), done: make(chan struct{})}
+	go w.run()
+	return w
 }
 
 func hiddenPaths(steps []planStep) (ps []string) {
@@ -516,15 +602,22 @@ func (r *run) listen(term *terminal, ended chan<- stageMsg) {
 	for {
 		m, err := receive(r.control)
 		if err != nil {
+			r.s.outside.ends(last.Op == "") // then it is the init that died
 			end()
 			ended <- last
 			return
 		}
 		switch m.Op {
+		case "started":
+			r.s.outside.begins(m.PID)
 		case "exit", "failed":
+			r.s.outside.ends(false)
 			last = m
 			end()
 		case "stopped":
+			if r.stoppedByUs(syscall.Signal(m.Signal)) {
+				continue // by us: the command is not to be told from here, nor is our caller
+			}
 			if term.stopped(syscall.Signal(m.Signal)) {
 				send(r.control, stageMsg{Op: "foreground"})
 			}
@@ -542,6 +635,7 @@ func (r *run) forward(term *terminal) chan os.Signal {
 				term.resize()
 				continue
 			}
+			r.s.outside.sendsMany(uint32(s.(syscall.Signal)))
 			send(r.control, stageMsg{Op: "signal", Signal: int(s.(syscall.Signal))})
 		}
 	}()

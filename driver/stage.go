@@ -10,6 +10,8 @@ import (
 	"path"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -32,6 +34,8 @@ import (
 //	   | <- started | failed {code, why} ------- |
 //	   | -- signal {n} | foreground -----------> |
 //	   | -- spawn {argv} ----------------------> |  starts a helper in the box: its session bus
+//	   | -- slay {pid} ------------------------> |  kills one process: the session has too much memory
+//	   | -- freeze | thaw {pids} --------------> |  stops all processes; all but pids go on
 //	   | <- stopped {signal} | exit {status} --- |  reaps; ends when the command ends
 //
 // The descriptor is fetched, not sent: a trapped sendmsg would wait for an answer from
@@ -48,6 +52,8 @@ type stageMsg struct {
 	Signal   int      `json:"signal,omitempty"`
 	Status   uint32   `json:"status,omitempty"`
 	Argv     []string `json:"argv,omitempty"`
+	PID      int      `json:"pid,omitempty"`
+	PIDs     []int    `json:"pids,omitempty"`
 }
 
 // stageConfig is everything that the stage needs to know.
@@ -233,7 +239,7 @@ func (s *stage) start() error {
 		send(s.control, stageMsg{Op: "failed", Code: code, Why: fmt.Sprintf("%s: %v", core.Shorten(s.cfg.Argv[0], 200), err)})
 		os.Exit(code)
 	}
-	if err := send(s.control, stageMsg{Op: "started"}); err != nil {
+	if err := send(s.control, stageMsg{Op: "started", PID: s.pid}); err != nil {
 		return err
 	}
 	// The box must not find the supervisor's descriptors in its init.
@@ -298,6 +304,16 @@ func (s *stage) obey() {
 			if syscall.Signal(m.Signal) == syscall.SIGHUP {
 				syscall.Kill(-s.pid, syscall.SIGCONT) // as a hangup of its terminal would
 			}
+		case "slay":
+			if m.PID > 1 {
+				syscall.Kill(m.PID, syscall.SIGKILL)
+			}
+		case "freeze":
+			// All but init, and what they are just making too: a fork that a signal comes
+			// into is begun again (kernel/fork.c, copy_process).
+			syscall.Kill(-1, syscall.SIGSTOP)
+		case "thaw":
+			s.thaw(m.PIDs)
 		case "spawn":
 			if len(m.Argv) > 0 {
 				s.spawn <- m.Argv
@@ -307,6 +323,23 @@ func (s *stage) obey() {
 				sys.SetForeground(s.tty.Fd(), s.pid)
 			}
 			syscall.Kill(-s.pid, syscall.SIGCONT)
+		}
+	}
+}
+
+// thaw lets all processes go on but those that were stopped already when they were frozen.
+func (s *stage) thaw(but []int) {
+	if len(but) == 0 {
+		syscall.Kill(-1, syscall.SIGCONT)
+		return
+	}
+	ents, err := os.ReadDir("/proc")
+	if err != nil {
+		return
+	}
+	for _, e := range ents {
+		if pid, err := strconv.Atoi(e.Name()); err == nil && pid != 1 && !slices.Contains(but, pid) {
+			syscall.Kill(pid, syscall.SIGCONT)
 		}
 	}
 }

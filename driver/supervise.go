@@ -166,6 +166,8 @@ type supervisor struct {
 	ports     func() []uint16
 	bus       *sessionBus             // nil: the box has none
 	sockets   map[string]core.Surface // that the caller's environment points at
+	limits    limiter
+	outside   *outside
 
 	n    *sys.Notif
 	p    *proc
@@ -382,7 +384,17 @@ func (s *supervisor) judge() answer {
 	case sys.CallMoveMount, sys.CallFsconfig, sys.CallFsmount:
 		return s.refuse(core.SystemKernel, core.ActMount, "", "filter", syscall.EPERM, core.Detail{"call": c.String()})
 	case sys.CallClone:
-		return s.namespaces(c, a[0]&^0xff)
+		if a[0]&cloneNewAny != 0 {
+			return s.namespaces(c, a[0]&^0xff)
+		}
+		return s.fork(c)
+	case sys.CallFork, sys.CallVfork:
+		return s.fork(c)
+	case sys.CallSetrlimit:
+		return s.coreLimit(c, true)
+	case sys.CallPrctl:
+		s.outside.sends(s.p.pid, uint32(a[1])) // when its parent dies
+		return answer{}
 	case sys.CallUnshare:
 		return s.namespaces(c, a[0])
 	case sys.CallSetns:
@@ -678,6 +690,9 @@ func (s *supervisor) write(act core.Action, p place, p2 *place, d core.Detail) a
 	if dec := s.policy.Load().Decide(core.FilesWrite); dec.Verdict == core.Blocked {
 		return s.refuse(core.FilesWrite, act, p.path, dec.Rule, syscall.EACCES, d)
 	}
+	if rule == "overlay" && adds[act] && s.limits.full.Load() {
+		return s.refuse(core.FilesWrite, act, p.path, "limit box-size", syscall.EDQUOT, d)
+	}
 	return answer{ops: [2]*core.Operation{{Surface: core.FilesWrite, Action: act, Target: p.path, Verdict: core.Redirected, Rule: rule, Detail: d}}}
 }
 
@@ -916,6 +931,9 @@ func (s *supervisor) open(dirfd int32, addr uint64, flags uint32, inRoot bool) a
 	if e != 0 {
 		return s.unreadable(sf, act, p, e)
 	}
+	if a, ok := s.openFiles(); ok {
+		return a
+	}
 	if a, ok := s.memoryFile(p, act); ok {
 		return a
 	}
@@ -969,6 +987,11 @@ func (s *supervisor) exec(dirfd int32, addr, argv uint64, flags uint32) answer {
 		return s.unreadable(core.FilesExec, core.ActExec, p, e)
 	}
 	a := s.look(core.FilesExec, core.ActExec, p, core.Detail{"argv": s.argv(argv)})
+	if a.errno == 0 && s.p.exe == stageName && !s.p.init {
+		if err := s.bound(s.p); err != nil {
+			return s.refuse(core.SandboxLimit, core.ActLimit, p.path, "limits could not be set", syscall.EPERM, core.Detail{"error": err.Error()})
+		}
+	}
 	if a.errno == 0 {
 		p := s.p
 		if !p.init {

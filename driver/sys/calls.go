@@ -61,6 +61,9 @@ const (
 	CallSendmmsg
 	CallIoctl
 	CallPrctl
+	CallSetrlimit
+	CallFork
+	CallVfork
 	CallNameToHandleAt
 	CallOpenByHandleAt
 	CallMount
@@ -188,6 +191,9 @@ var callNames = [numCalls]string{
 	CallSendmmsg:          "sendmmsg",
 	CallIoctl:             "ioctl",
 	CallPrctl:             "prctl",
+	CallSetrlimit:         "setrlimit",
+	CallFork:              "fork",
+	CallVfork:             "vfork",
 	CallNameToHandleAt:    "name_to_handle_at",
 	CallOpenByHandleAt:    "open_by_handle_at",
 	CallMount:             "mount",
@@ -316,6 +322,9 @@ var amd64Numbers = [numCalls]int32{
 	CallSendmmsg:          307,
 	CallIoctl:             16,
 	CallPrctl:             157,
+	CallSetrlimit:         160,
+	CallFork:              57,
+	CallVfork:             58,
 	CallNameToHandleAt:    303,
 	CallOpenByHandleAt:    304,
 	CallMount:             165,
@@ -441,6 +450,7 @@ var arm64Numbers = [numCalls]int32{
 	CallSendmmsg:          269,
 	CallIoctl:             29,
 	CallPrctl:             167,
+	CallSetrlimit:         164,
 	CallNameToHandleAt:    264,
 	CallOpenByHandleAt:    265,
 	CallMount:             40,

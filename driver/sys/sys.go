@@ -360,3 +360,31 @@ func ProcessIn(ns, tid int) (tgid int, e syscall.Errno) {
 	r, _, e := unix.RawSyscall(unix.SYS_IOCTL, uintptr(ns), nsGetTGIDFromPIDNS, uintptr(tid))
 	return int(r), e
 }
+
+// Rlimit is a resource limit of a process, setrlimit(2).
+type Rlimit struct {
+	Resource   int
+	Soft, Hard uint64
+}
+
+// RlimitNproc is RLIMIT_NPROC, which package syscall does not name.
+const RlimitNproc = unix.RLIMIT_NPROC
+
+// SetRlimit sets a limit of another process. A hard limit that is lower already stays.
+func SetRlimit(pid int, r Rlimit) error {
+	var old unix.Rlimit
+	if err := unix.Prlimit(pid, r.Resource, nil, &old); err != nil {
+		return err
+	}
+	return unix.Prlimit(pid, r.Resource, &unix.Rlimit{Cur: min(r.Soft, old.Max), Max: min(r.Hard, old.Max)}, nil)
+}
+
+// OpenFiles returns how many descriptors a process has open: the size of its fd directory
+// (Linux 6.2, fs/proc/fd.c). dir is a descriptor of its folder in /proc.
+func OpenFiles(dir int) (int64, bool) {
+	var st unix.Stat_t
+	if dir < 0 || unix.Fstatat(dir, "fd", &st, 0) != nil || st.Size == 0 {
+		return 0, false
+	}
+	return st.Size, true
+}

@@ -1,0 +1,313 @@
+package driver
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/driver/sys"
+)
+
+// Order is what another process of the same user may ask of a running session. It is
+// asked over a socket in the box's folder, which no box can see; the folder's mode keeps
+// other users out.
+type Order struct {
+	// Do is "freeze", "thaw", "kill", "set", "grant" or "revoke".
+	Do string `json:"do"`
+	// Surface and Verdict ("allow", "redirect", "block") are of "set".
+	Surface string `json:"surface,omitempty"`
+	Verdict string `json:"verdict,omitempty"`
+	// Socket is of "grant" and "revoke", see [core.Policy.Connect].
+	Socket string `json:"socket,omitempty"`
+}
+
+type outcome struct {
+	Error string   `json:"error,omitempty"`
+	Hints []string `json:"hints,omitempty"`
+}
+
+const (
+	maxOrder      = 8 << 10
+	orderPatience = 5 * time.Second
+	maxOrders     = 8 // at a time
+)
+
+// orders is the session's end of it.
+type orders struct {
+	l    *net.UnixListener
+	path string
+	over chan struct{} // closed at the session's end: who is slow is not waited for
+	wg   sync.WaitGroup
+}
+
+// remote begins to take orders.
+func (r *run) remote() (*orders, error) {
+	dir, err := os.Open(r.b.at("run"))
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	name := string(r.o.Session.ID) + ".sock"
+	os.Remove(filepath.Join(dir.Name(), name))
+	// By way of a descriptor: the path itself may be longer than an address can be.
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: "/proc/self/fd/" + strconv.Itoa(int(dir.Fd())) + "/" + name})
+	if err != nil {
+		return nil, fmt.Errorf("listen for orders: %w", err)
+	}
+	l.SetUnlinkOnClose(false)
+	o := &orders{l: l, path: filepath.Join(dir.Name(), name), over: make(chan struct{})}
+	slots := make(chan struct{}, maxOrders)
+	o.wg.Go(func() {
+		for {
+			slots <- struct{}{}
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			o.wg.Go(func() {
+				served := make(chan struct{})
+				defer func() { close(served); c.Close(); <-slots }()
+				go func() {
+					select {
+					case <-o.over:
+						c.Close()
+					case <-served:
+					}
+				}()
+				c.SetDeadline(time.Now().Add(orderPatience))
+				var ord Order
+				err := json.NewDecoder(io.LimitReader(c, maxOrder)).Decode(&ord)
+				if err == nil {
+					err = r.obey(ord)
+				}
+				var out outcome
+				if err != nil {
+					out = outcome{err.Error(), core.Hints(err)}
+				}
+				json.NewEncoder(c).Encode(out) // whoever asked may be gone
+			})
+		}
+	})
+	return o, nil
+}
+
+func (o *orders) close() {
+	o.l.Close()
+	close(o.over)
+	os.Remove(o.path)
+	o.wg.Wait()
+}
+
+// Ask has every session that runs in the box of that folder carry out ord, and returns how
+// many did.
+func Ask(dir string, ord Order) (n int, err error) {
+	refs, err := Running(dir)
+	if err != nil {
+		return 0, err
+	}
+	for _, ref := range refs {
+		if e := ask(dir, ref.ID, ord); e != nil {
+			err = errors.Join(err, fmt.Errorf("session %s: %w", ref.ID, e))
+			continue
+		}
+		n++
+	}
+	return n, err
+}
+
+func ask(dir string, id core.SessionID, ord Order) error {
+	d, err := os.Open(boxDir(dir).at("run"))
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	c, err := net.DialTimeout("unix", "/proc/self/fd/"+strconv.Itoa(int(d.Fd()))+"/"+string(id)+".sock", orderPatience)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(orderPatience))
+	if err := json.NewEncoder(c).Encode(ord); err != nil {
+		return err
+	}
+	var out outcome
+	if err := json.NewDecoder(io.LimitReader(c, maxOrder)).Decode(&out); err != nil {
+		return err
+	}
+	if out.Error != "" {
+		return core.Hint(errors.New(out.Error), out.Hints...)
+	}
+	return nil
+}
+
+// obey carries out an order.
+func (r *run) obey(o Order) error {
+	switch o.Do {
+	case "freeze":
+		return r.freeze()
+	case "thaw":
+		return r.thaw()
+	case "kill":
+		r.kill("it was asked for")
+		return nil
+	case "set", "grant", "revoke":
+		return r.change(o)
+	}
+	return fmt.Errorf("unknown order %q", core.Shorten(o.Do, 80))
+}
+
+// stoppedByUs says whether a stop of the command by SIGSTOP is our freezing of it: word of
+// it may come when it goes on already.
+func (r *run) stoppedByUs(sig syscall.Signal) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return sig == syscall.SIGSTOP && (r.frozen || time.Since(r.thawed) < time.Second)
+}
+
+// freeze stops every process of the session but its init.
+func (r *run) freeze() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.frozen {
+		return nil
+	}
+	r.still = nil
+	for _, pid := range r.proc.pids() {
+		if st, ok := r.proc.stat(pid); ok && (st.State == 'T' || st.State == 't') && len(r.still) < maxListed/16 {
+			r.still = append(r.still, pid)
+		}
+	}
+	r.frozen = true
+	if err := send(r.control, stageMsg{Op: "freeze"}); err != nil {
+		return fmt.Errorf("freeze: %w", err)
+	}
+	r.note(core.ActFreeze, strings.Join(r.o.Session.Command, " "), nil)
+	return nil
+}
+
+// thaw lets them go on, but those that were stopped before.
+func (r *run) thaw() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.frozen {
+		return nil
+	}
+	r.frozen, r.thawed = false, time.Now()
+	if err := send(r.control, stageMsg{Op: "thaw", PIDs: r.still}); err != nil {
+		return fmt.Errorf("thaw: %w", err)
+	}
+	r.note(core.ActThaw, strings.Join(r.o.Session.Command, " "), nil)
+	return nil
+}
+
+// change replaces the session's policy by one that differs in one thing. What the box has
+// got already - a connection, an open device - it keeps: freeze or kill ends that.
+func (r *run) change(o Order) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := r.s.policy.Load().Clone()
+	var err error
+	d := core.Detail{"do": o.Do}
+	target := o.Surface
+	switch o.Do {
+	case "set":
+		d["verdict"] = o.Verdict
+		err = p.Set(o.Surface, o.Verdict)
+	case "grant":
+		target = o.Socket
+		err = p.Grant(o.Socket)
+	default:
+		target = o.Socket
+		err = p.Revoke(o.Socket)
+	}
+	if err != nil {
+		return err
+	}
+	r.s.policy.Store(p)
+	r.note(core.ActPolicy, target, d)
+	return nil
+}
+
+// note logs an order that was carried out. The log may make it wait: an order does not.
+func (r *run) note(act core.Action, target string, d core.Detail) {
+	op := &core.Operation{Time: time.Now(), Surface: core.SandboxLifecycle, Action: act, Target: target,
+		Verdict: core.Allowed, Outcome: core.Performed, Rule: "ordered", Detail: d}
+	r.notes.Go(func() { r.s.journal.add(op) })
+}
+
+// Process is a process of a running session.
+type Process struct {
+	Session core.SessionID `json:"session"`
+	PID     int            `json:"pid"`   // in the box
+	Parent  int            `json:"ppid"`  // in the box; 1 is the session's init
+	State   string         `json:"state"` // as ps(1) has it: R, S, D, T, Z
+	Threads int64          `json:"threads"`
+	CPU     float64        `json:"cpu_seconds"` // with the children that it has waited for
+	Memory  int64          `json:"memory"`      // private, in bytes
+	Seconds float64        `json:"seconds"`     // since it was started
+	Command string         `json:"command"`     // what it says that its arguments are; [exe] when it says nothing
+}
+
+const maxCommand = 4096
+
+// Processes lists the processes of the sessions that run in the box of that folder, by
+// session and number.
+func Processes(dir string) (ps []Process, err error) {
+	refs, err := Running(dir)
+	if err != nil {
+		return nil, err
+	}
+	up, err := uptime()
+	if err != nil {
+		return nil, err
+	}
+	for _, ref := range refs {
+		root, err := sys.OpenPath(-1, fmt.Sprintf("/proc/%d/root", ref.Init), 0)
+		if err != nil {
+			continue // it has ended
+		}
+		own, err := openOwnProc(root)
+		sys.CloseFD(root)
+		if err != nil {
+			continue
+		}
+		for _, pid := range own.pids() {
+			st, ok := own.stat(pid)
+			if !ok {
+				continue
+			}
+			cmd := strings.TrimRight(strings.ReplaceAll(string(own.read(pid, "cmdline", maxCommand)), "\x00", " "), " ")
+			if cmd == "" {
+				cmd = "[" + strings.TrimSpace(string(own.read(pid, "comm", 64))) + "]"
+			}
+			ps = append(ps, Process{Session: ref.ID, PID: pid, Parent: st.Parent, State: string(st.State), Threads: st.Threads,
+				CPU: st.CPU.Seconds(), Memory: own.private(pid), Seconds: max(0, (up - st.Started).Seconds()), Command: cmd})
+		}
+		own.close()
+	}
+	return ps, nil
+}
+
+// uptime returns how long the machine has run.
+func uptime() (time.Duration, error) {
+	b, err := os.ReadFile("/proc/uptime")
+	if err != nil {
+		return 0, err
+	}
+	text, _, _ := strings.Cut(string(b), " ")
+	s, err := strconv.ParseFloat(text, 64)
+	if err != nil {
+		return 0, fmt.Errorf("read /proc/uptime: %w", err)
+	}
+	return time.Duration(s * float64(time.Second)), nil
+}
