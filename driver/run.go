@@ -458,6 +458,9 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 			return send(r.control, stageMsg{Op: "spawn", Argv: busCommand(daemon, busPath())})
 		}}
 	}
+	if ready.Landlock != nil {
+		s.wall = *ready.Landlock
+	}
 	s.policy.Store(r.o.Policy)
 	s.l, s.sync = sys.NewListener(fd)
 	s.steps = slices.Clone(r.steps)
@@ -493,7 +496,7 @@ func (r *run) begin(m stageMsg, s *supervisor, term *terminal) {
 		"policy": o.Policy.Name, "observe": string(o.Session.Observe), "net": string(o.Session.Net), "dir": o.Dir,
 		"stdin": term.kinds[0], "stdout": term.kinds[1], "stderr": term.kinds[2],
 		"sync_wake_up": strconv.FormatBool(s.sync), "wait_killable": strconv.FormatBool(m.Killable),
-		"joined": strconv.FormatBool(r.joined),
+		"joined": strconv.FormatBool(r.joined), "landlock": s.wall.String(),
 	}
 	if c := o.Policy.Changes(); c != "" {
 		d["changes"] = core.Shorten(c, 4096)

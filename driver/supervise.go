@@ -163,6 +163,7 @@ type supervisor struct {
 	hide      []string
 	steps     []planStep // longest path first: what kind of place a path is on
 	hostNet   bool       // the network is the caller's
+	wall      secondWall
 	ports     func() []uint16
 	bus       *sessionBus             // nil: the box has none
 	sockets   map[string]core.Surface // that the caller's environment points at
