@@ -144,21 +144,25 @@ func enterLandlock(hostNet bool) (secondWall, error) {
 	return wallOf(abi, r), nil
 }
 
-// closedRootMost bounds the entries of a root that get rules of their own.
-const closedRootMost = 256
-
-// closedRoot lists what is in the root directory, nil when this process may add to it, or it
-// has more in it than a system's root has.
+// closedRoot lists what is in the root directory, nil when this process may add to it.
 func closedRoot() []rootEntry {
 	const write = 2
 	if sys.AccessBits("/")&write != 0 || ownsRoot() {
 		return nil
 	}
+	return rootEntries()
+}
+
+// rootEntriesMost bounds the entries of a root that get rules of their own.
+const rootEntriesMost = 256
+
+// rootEntries lists what is in the root directory, nil when that cannot be read or is more
+// than a system has there.
+func rootEntries() (root []rootEntry) {
 	ents, err := os.ReadDir("/")
-	if err != nil || len(ents) == 0 || len(ents) > closedRootMost {
+	if err != nil || len(ents) > rootEntriesMost {
 		return nil
 	}
-	var root []rootEntry
 	for _, e := range ents {
 		if e.Type()&fs.ModeSymlink == 0 { // what it leads to has rules where it is
 			root = append(root, rootEntry{name: e.Name(), dir: e.IsDir()})
