@@ -32,7 +32,8 @@ import (
 // Landlock's rules add up from a file to the root of all mounts: what holds for a directory
 // cannot be taken back further down. Two things follow, and stay with the first wall alone.
 // Who may make files in / itself - root - must have the rights there, so everywhere: writes
-// are not restricted for such a box. And /proc/PID cannot be told from /proc/sys, as processes
+// are not restricted in a box of such a caller. (The box's own / does not count: it is its
+// user's, who could make the next session's wall lower with a chmod.) And /proc/PID cannot be told from /proc/sys, as processes
 // come later than the rules: in /proc, writes are not restricted for anybody.
 //
 // Reading, executing and truncating are not handled, on purpose: then the kernel need not walk
@@ -128,8 +129,9 @@ func wallOf(abi int, r sys.LandlockRules) secondWall {
 }
 
 // enterLandlock puts the calling thread, whose root is the box's, behind the second wall. A
-// kernel without Landlock has none; one that has it and fails is an error.
-func enterLandlock(hostNet bool) (secondWall, error) {
+// kernel without Landlock has none; one that has it and fails is an error. openRoot: the
+// caller may make files in the root directory.
+func enterLandlock(hostNet, openRoot bool) (secondWall, error) {
 	abi, err := sys.LandlockABI()
 	switch {
 	case err != nil:
@@ -137,20 +139,15 @@ func enterLandlock(hostNet bool) (secondWall, error) {
 	case abi < landlockABI:
 		return secondWall{Why: fmt.Sprintf("abi %d cannot move files between directories", abi)}, nil
 	}
-	r := landlockRules(abi, hostNet, closedRoot())
+	var root []rootEntry
+	if !openRoot {
+		root = rootEntries()
+	}
+	r := landlockRules(abi, hostNet, root)
 	if err := sys.LandlockSelf(r); err != nil {
 		return secondWall{}, core.Hint(err, "the kernel has Landlock, but something refuses it: in a container, its own filter")
 	}
 	return wallOf(abi, r), nil
-}
-
-// closedRoot lists what is in the root directory, nil when this process may add to it.
-func closedRoot() []rootEntry {
-	const write = 2
-	if sys.AccessBits("/")&write != 0 || ownsRoot() {
-		return nil
-	}
-	return rootEntries()
 }
 
 // rootEntriesMost bounds the entries of a root that get rules of their own.
@@ -169,14 +166,4 @@ func rootEntries() (root []rootEntry) {
 		}
 	}
 	return root
-}
-
-// ownsRoot says whether this process could make the root directory writable.
-func ownsRoot() bool {
-	fi, err := os.Lstat("/")
-	if err != nil {
-		return true
-	}
-	uid, _ := sys.Owner(fi)
-	return uid == os.Geteuid()
 }

@@ -400,8 +400,25 @@ func TestProgramsWorkBehindTheSecondWall(t *testing.T) {
 		}
 		check()
 	}
-	if os.Getuid() == 0 {
+	if os.Getuid() == 0 { // who may do so outside
 		newLab(t).sh(`mkdir /sandglass-test; echo x > /sandglass-test/f; echo x > /sandglass-test.f; mv /sandglass-test.f /sandglass-test/g; rm -r /sandglass-test`)
+	}
+}
+
+// A box cannot make the wall of its next session lower.
+func TestTheSecondWallDoesNotAskTheBox(t *testing.T) {
+	needsLandlock(t, 6)
+	if os.Getuid() == 0 {
+		return // who may write in / outside, may do so in a box
+	}
+	l := newLab(t)
+	l.sh(`chmod u+w /`)
+	r := l.run(runOpts{}, "/bin/sh", "-c", "ls -ld / | cut -c1-4; (echo x > /sandglass-test) 2>/dev/null || echo refused")
+	if got := firstOf(t, r)["landlock"]; !strings.Contains(got, ", writes,") {
+		t.Errorf("the session says %q", got)
+	}
+	if r.out != "drwx\nrefused\n" {
+		t.Errorf("in the box: %q", r.out)
 	}
 }
 

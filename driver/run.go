@@ -432,7 +432,7 @@ func (r *run) fillMounts(cfg *stageConfig) error {
 func (r *run) config(term *terminal) stageConfig {
 	uid := strconv.Itoa(os.Getuid())
 	cfg := stageConfig{
-		Root: r.b.at("mnt"), OwnNet: r.o.Session.Net != core.NetHost,
+		Root: r.b.at("mnt"), OwnNet: r.o.Session.Net != core.NetHost, OpenRoot: sys.AccessBits("/")&2 != 0,
 		RunDirs: map[string]os.FileMode{"/lock": 0o777 | os.ModeSticky, "/user": 0o755, "/user/" + uid: 0o700},
 		TTY:     term.tty, Front: term.front, Size: term.size, Term: term.attr,
 		Argv: r.o.Session.Command, Env: boxEnv(r.o.Env, r.o.Policy), Dir: r.o.Dir, Observe: r.o.Session.Observe,

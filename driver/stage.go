@@ -54,21 +54,22 @@ type stageMsg struct {
 
 // stageConfig is everything that the stage needs to know.
 type stageConfig struct {
-	Root    string // where the box's root is put together
-	Steps   []stageMount
-	Large   []string // files of frames that are bound, read-only
-	Join    bool     // the box's mounts exist already
-	OwnNet  bool
-	RunDirs map[string]fs.FileMode // directories of the box's own /run
-	RunData map[string][]byte      // files of it
-	TTY     [3]bool                // which of stdin, stdout, stderr are the box's terminal
-	Front   bool                   // the command starts in the terminal's foreground
-	Size    *sys.Winsize
-	Term    *sys.Termios
-	Argv    []string
-	Env     []string
-	Dir     string
-	Observe core.Observe
+	Root     string // where the box's root is put together
+	Steps    []stageMount
+	Large    []string // files of frames that are bound, read-only
+	Join     bool     // the box's mounts exist already
+	OwnNet   bool
+	OpenRoot bool                   // the caller may make files in /
+	RunDirs  map[string]fs.FileMode // directories of the box's own /run
+	RunData  map[string][]byte      // files of it
+	TTY      [3]bool                // which of stdin, stdout, stderr are the box's terminal
+	Front    bool                   // the command starts in the terminal's foreground
+	Size     *sys.Winsize
+	Term     *sys.Termios
+	Argv     []string
+	Env      []string
+	Dir      string
+	Observe  core.Observe
 }
 
 type stageMount struct {
@@ -192,7 +193,7 @@ func (s *stage) run() error {
 		return err
 	}
 	sys.IgnoreSignalsAsInit() // only now: the runtime needed a signal to reach all threads
-	wall, err := enterLandlock(!s.cfg.OwnNet)
+	wall, err := enterLandlock(!s.cfg.OwnNet, s.cfg.OpenRoot)
 	if err != nil {
 		return err
 	}
