@@ -535,3 +535,44 @@ func TestAnAddressThatIsExchangedDuringTheCallReachesNothingOutside(t *testing.T
 		t.Errorf("outside heard %d times", len(got))
 	}
 }
+
+// What the domain costs where programs meet it most: an open for reading walks no path, one
+// for writing walks to the root.
+func BenchmarkOpenBehindTheSecondWall(b *testing.B) {
+	dir := filepath.Join(b.TempDir(), "a/b/c/d/e")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		b.Fatal(err)
+	}
+	file := filepath.Join(dir, "f")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		b.Fatal(err)
+	}
+	abi, err := sys.LandlockABI()
+	if err != nil || abi < landlockABI {
+		b.Skipf("no Landlock: %d %v", abi, err)
+	}
+	for _, wall := range []string{"none", "open root", "closed root"} {
+		for _, how := range []struct {
+			name  string
+			flags int
+		}{{"read", unix.O_RDONLY}, {"write", unix.O_WRONLY}} {
+			b.Run(wall+"/"+how.name, func(b *testing.B) {
+				runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
+				var root []rootEntry
+				if wall == "closed root" {
+					root = rootEntries()
+				}
+				if wall != "none" {
+					if err := errors.Join(sys.NoNewPrivs(), sys.LandlockSelf(landlockRules(abi, false, root))); err != nil {
+						b.Fatal(err)
+					}
+				}
+				for b.Loop() {
+					if err := openClose(file, how.flags); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+	}
+}

@@ -2,7 +2,6 @@ package sys
 
 import (
 	"fmt"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -63,8 +62,8 @@ func LandlockSelf(r LandlockRules) error {
 	}
 	defer unix.Close(int(fd))
 	for _, p := range r.Places {
-		if e := landlockPlace(fd, p); e != 0 {
-			return fmt.Errorf("landlock_add_rule %s: %w", p.Path, e)
+		if err := landlockPlace(fd, p); err != nil {
+			return err
 		}
 	}
 	if _, _, e := unix.Syscall(unix.SYS_LANDLOCK_RESTRICT_SELF, fd, 0, 0); e != 0 {
@@ -73,15 +72,16 @@ func LandlockSelf(r LandlockRules) error {
 	return nil
 }
 
-func landlockPlace(rules uintptr, p LandlockPlace) syscall.Errno {
+func landlockPlace(rules uintptr, p LandlockPlace) error {
 	fd, err := unix.Open(p.Path, unix.O_PATH|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		e, _ := err.(syscall.Errno)
-		return e
+		return fmt.Errorf("open %s: %w", p.Path, err)
 	}
 	defer unix.Close(fd)
 	// struct landlock_path_beneath_attr is packed: 12 bytes, which the Go one begins with.
 	attr := unix.LandlockPathBeneathAttr{Allowed_access: p.Rights, Parent_fd: int32(fd)}
-	_, _, e := unix.Syscall6(unix.SYS_LANDLOCK_ADD_RULE, rules, unix.LANDLOCK_RULE_PATH_BENEATH, uintptr(unsafe.Pointer(&attr)), 0, 0, 0)
-	return e
+	if _, _, e := unix.Syscall6(unix.SYS_LANDLOCK_ADD_RULE, rules, unix.LANDLOCK_RULE_PATH_BENEATH, uintptr(unsafe.Pointer(&attr)), 0, 0, 0); e != 0 {
+		return fmt.Errorf("landlock_add_rule %s: %w", p.Path, e)
+	}
+	return nil
 }
