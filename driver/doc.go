@@ -15,6 +15,7 @@
 //	plan.go      which mounts make up the box's view (pure, from mountinfo)
 //	layers.go    the box's folder: upper layers, locks, who runs in it
 //	stage.go     PID 1 of the session: mounts, drops privileges, starts the command, reaps
+//	landlock.go  the second wall around the command (its rules are pure)
 //	filter.go    the seccomp program (pure)
 //	supervise.go the loop that answers trapped calls
 //	resolve.go   which file a call names, as the kernel would find it

@@ -96,6 +96,7 @@ func Probe(ctx context.Context) Report {
 	rep = append(rep, redirect,
 		flag("interception on one CPU (SYNC_WAKE_UP)", first.Detail["sync_wake_up"], "without it each intercepted call costs about ten times as much", "a kernel from 6.6"),
 		flag("calls survive signals (WAIT_KILLABLE_RECV)", first.Detail["wait_killable"], "without it a signal may make a call be intercepted twice", "a kernel from 5.19"))
+	rep = append(rep, probeWall(first.Detail["landlock"]))
 	masked := first.Detail["masked"]
 	own := resolved(box) + " (" + hideReason + ")"
 	if rest := strings.Trim(strings.Replace(masked, own, "", 1), ", "); rest != "" {
@@ -119,6 +120,22 @@ func flag(name, value, why, hint string) Check {
 		return Check{Name: name, State: OK}
 	}
 	return Check{Name: name, State: Missing, Why: why, Hint: hint}
+}
+
+// probeWall says what stands of the second wall, from what a session said of it.
+func probeWall(said string) Check {
+	c := Check{Name: "second wall (Landlock)", State: OK, Why: said}
+	var abi int
+	fmt.Sscanf(said, "abi %d", &abi)
+	switch {
+	case abi < landlockABI:
+		c.State, c.Hint = Missing, "a kernel from 5.19 with landlock among its security modules (boot with lsm=landlock,... in front of the others)"
+	case abi < 6:
+		c.State, c.Hint = Missing, "a kernel from 6.12 holds signals and, on the caller's network, abstract sockets too"
+	default:
+		c.Why += "; with --net host also tcp, abstract sockets"
+	}
+	return c
 }
 
 func probeMachine() Check {

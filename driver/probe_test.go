@@ -10,7 +10,7 @@ func TestProbeFindsWhatTheOtherTestsNeed(t *testing.T) {
 			t.Errorf("%s: %s: %s (%s)", c.Name, c.State, c.Why, c.Hint)
 		}
 	}
-	for _, n := range []string{"machine", "a box", "writes are redirected", "every mount can be overlaid"} {
+	for _, n := range []string{"machine", "a box", "writes are redirected", "every mount can be overlaid", "second wall (Landlock)"} {
 		if !seen[n] {
 			t.Errorf("no check of %q", n)
 		}

@@ -493,7 +493,7 @@ func (r *run) fillMounts(cfg *stageConfig) error {
 func (r *run) config(term *terminal) stageConfig {
 	uid := strconv.Itoa(os.Getuid())
 	cfg := stageConfig{
-		Root: r.b.at("mnt"), OwnNet: r.o.Session.Net != core.NetHost,
+		Root: r.b.at("mnt"), OwnNet: r.o.Session.Net != core.NetHost, OpenRoot: sys.AccessBits("/")&2 != 0,
 		RunDirs: map[string]os.FileMode{"/lock": 0o777 | os.ModeSticky, "/user": 0o755, "/user/" + uid: 0o700},
 		TTY:     term.tty, Front: term.front, Size: term.size, Term: term.attr,
 		Argv: r.o.Session.Command, Env: boxEnv(r.o.Env, r.o.Policy), Dir: r.o.Dir, Observe: r.o.Session.Observe,
@@ -518,6 +518,9 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 		s.bus = &sessionBus{path: busPath(), start: func() error {
 			return send(r.control, stageMsg{Op: "spawn", Argv: busCommand(daemon, busPath())})
 		}}
+	}
+	if ready.Landlock != nil {
+		s.wall = *ready.Landlock
 	}
 	s.policy.Store(r.o.Policy)
 	s.l, s.sync = sys.NewListener(fd)
@@ -579,7 +582,7 @@ func (r *run) begin(m stageMsg, s *supervisor, term *terminal) {
 		"policy": o.Policy.Name, "observe": string(o.Session.Observe), "net": string(o.Session.Net), "dir": o.Dir,
 		"stdin": term.kinds[0], "stdout": term.kinds[1], "stderr": term.kinds[2],
 		"sync_wake_up": strconv.FormatBool(s.sync), "wait_killable": strconv.FormatBool(m.Killable),
-		"joined": strconv.FormatBool(r.joined),
+		"joined": strconv.FormatBool(r.joined), "landlock": s.wall.String(),
 	}
 	if c := o.Policy.Changes(); c != "" {
 		d["changes"] = core.Shorten(c, 4096)

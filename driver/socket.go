@@ -22,7 +22,9 @@ import (
 // is that the program makes of one that was looked at - as long as the network is the
 // box's own. On the caller's network it is not: there no connect(2) is let go on, each is
 // carried out by the supervisor, on the box's own socket with the address that it copied.
-// So is what a policy grants.
+// So is what a policy grants. The one exception are abstract names that the box bound itself,
+// where the second wall stands: Landlock lets the box reach its own and nothing else, whatever
+// the address says by then.
 var socketTraps = []trap{
 	{call: sys.CallConnect}, {call: sys.CallSocket}, {call: sys.CallSocketpair},
 	{call: sys.CallSendto, arg: 4, mask: anyBit, wide: true}, // with an address
@@ -35,6 +37,7 @@ const (
 	msgFastOpen = 1 << 29   // MSG_FASTOPEN: connects without connect(2)
 	sizeMsghdr  = 56        // struct msghdr on 64-bit machines
 	maxUnixList = 256 << 10 // bytes of /proc/net/unix that are looked through
+	maxAbstract = 4096      // names of the box's own that are remembered
 )
 
 // judgeSocket judges the calls of [socketTraps].
@@ -348,10 +351,18 @@ func (s *supervisor) abstractPeer(p peerCall, name string) answer {
 	if !s.hostNet && s.boundHere(name) {
 		return answer{ops: [2]*core.Operation{op}}
 	}
+	if s.hostNet && s.wall.Scoped && s.abstract[name] {
+		// The kernel carries it out, as no domain but the box's is the socket's.
+		op.Rule = "landlock scope"
+		return answer{ops: [2]*core.Operation{op}}
+	}
 	if dec.Verdict != core.Allowed {
 		return s.refuse(sf, p.act, name, dec.Rule, syscall.ECONNREFUSED, p.detail())
 	}
 	op.Verdict, op.Rule = core.Allowed, dec.Rule
+	if s.hostNet && p.act != core.ActConnect && s.wall.Scoped { // out of the box's reach
+		return s.sendFor(p, op, sys.UnixAddr(name), -1)
+	}
 	if s.hostNet {
 		return s.reach(p, op)
 	}
@@ -381,6 +392,17 @@ func (s *supervisor) abstractPeer(p peerCall, name string) answer {
 		}
 		return performed{replace: true, fd: fd, at: int(p.fd), cloexec: flags&syscall.O_CLOEXEC != 0}
 	}}
+}
+
+// binds remembers the abstract name that the box binds, for the log alone: whose a name is
+// the second wall knows.
+func (s *supervisor) binds(addr []byte) {
+	if name := unixName(addr); s.hostNet && name != "" && name[0] == '@' && len(s.abstract) < maxAbstract {
+		if s.abstract == nil {
+			s.abstract = map[string]bool{}
+		}
+		s.abstract[name] = true
+	}
 }
 
 // boundHere says whether a socket of the box's network namespace has that abstract name,
@@ -476,10 +498,16 @@ func (s *supervisor) connectFor(p peerCall, op *core.Operation, addr []byte, pla
 	}}
 }
 
-// sendFor sends a datagram for the box: its bytes are copied first.
+// sendFor sends a datagram for the box: its bytes are copied first. place, unless it is -1,
+// is what addr leads by.
 func (s *supervisor) sendFor(p peerCall, op *core.Operation, addr []byte, place int) answer {
+	done := func() {
+		if place >= 0 {
+			sys.CloseFD(place)
+		}
+	}
 	fail := func(rule string, e syscall.Errno) answer {
-		sys.CloseFD(place)
+		done()
 		return s.refuse(op.Surface, p.act, op.Target, rule, e, p.detail())
 	}
 	if !p.fixed || p.size > maxDatagram {
@@ -497,10 +525,10 @@ func (s *supervisor) sendFor(p peerCall, op *core.Operation, addr []byte, place 
 		return fail("unreadable argument", e)
 	}
 	op.Detail["how"] = "by the supervisor"
-	done := func() { sys.CloseFD(sock); sys.CloseFD(place) }
+	all := func() { sys.CloseFD(sock); done() }
 	const noSignal = 0x4000 // MSG_NOSIGNAL: SIGPIPE would be the supervisor's
-	return answer{ops: [2]*core.Operation{op}, dropped: done, do: func() performed {
-		defer done()
+	return answer{ops: [2]*core.Operation{op}, dropped: all, do: func() performed {
+		defer all()
 		n, e := sys.SendTo(sock, data, int(p.flags)|noSignal, addr)
 		return performed{value: int64(n), errno: e}
 	}}

@@ -25,6 +25,7 @@ import (
 //	supervisor                                stage (PID 1 of the session's namespaces)
 //	   | -- stageConfig, through a pipe -------> |  mounts, pivot_root, devices
 //	   |                                         |  drops privileges for good
+//	   |                                         |  enters the second wall, Landlock
 //	   |                                         |  installs the filter on one thread
 //	   | <- ready {listener, pty} -------------- |
 //	   |  takes both with pidfd_getfd            |
@@ -46,33 +47,35 @@ type stageMsg struct {
 	PTY      int    `json:"pty,omitempty"`
 	Killable bool   `json:"killable,omitempty"`
 	Masked   []string
-	Code     int      `json:"code,omitempty"`
-	Why      string   `json:"why,omitempty"`
-	Hint     string   `json:"hint,omitempty"`
-	Signal   int      `json:"signal,omitempty"`
-	Status   uint32   `json:"status,omitempty"`
-	Argv     []string `json:"argv,omitempty"`
-	PID      int      `json:"pid,omitempty"`
-	PIDs     []int    `json:"pids,omitempty"`
+	Landlock *secondWall `json:",omitempty"`
+	Code     int         `json:"code,omitempty"`
+	Why      string      `json:"why,omitempty"`
+	Hint     string      `json:"hint,omitempty"`
+	Signal   int         `json:"signal,omitempty"`
+	Status   uint32      `json:"status,omitempty"`
+	Argv     []string    `json:"argv,omitempty"`
+	PID      int         `json:"pid,omitempty"`
+	PIDs     []int       `json:"pids,omitempty"`
 }
 
 // stageConfig is everything that the stage needs to know.
 type stageConfig struct {
-	Root    string // where the box's root is put together
-	Steps   []stageMount
-	Large   []string // files of frames that are bound, read-only
-	Join    bool     // the box's mounts exist already
-	OwnNet  bool
-	RunDirs map[string]fs.FileMode // directories of the box's own /run
-	RunData map[string][]byte      // files of it
-	TTY     [3]bool                // which of stdin, stdout, stderr are the box's terminal
-	Front   bool                   // the command starts in the terminal's foreground
-	Size    *sys.Winsize
-	Term    *sys.Termios
-	Argv    []string
-	Env     []string
-	Dir     string
-	Observe core.Observe
+	Root     string // where the box's root is put together
+	Steps    []stageMount
+	Large    []string // files of frames that are bound, read-only
+	Join     bool     // the box's mounts exist already
+	OwnNet   bool
+	OpenRoot bool                   // the caller may make files in /
+	RunDirs  map[string]fs.FileMode // directories of the box's own /run
+	RunData  map[string][]byte      // files of it
+	TTY      [3]bool                // which of stdin, stdout, stderr are the box's terminal
+	Front    bool                   // the command starts in the terminal's foreground
+	Size     *sys.Winsize
+	Term     *sys.Termios
+	Argv     []string
+	Env      []string
+	Dir      string
+	Observe  core.Observe
 }
 
 type stageMount struct {
@@ -96,6 +99,9 @@ func Stage() {
 	if len(os.Args) != 1 || os.Args[0] != stageName || os.Getpid() != 1 {
 		return
 	}
+	// The filter, the domain and the privileges are this thread's. It is the process's first,
+	// which the box's signals to its init are for: they are of one domain then.
+	runtime.LockOSThread()
 	control := os.NewFile(stageControl, "control")
 	// All but the standard streams, those included that sandglass's own caller left open.
 	if err := sys.CloseOnExecFrom(stageControl); err != nil {
@@ -115,7 +121,6 @@ func Stage() {
 	}
 	in.Close()
 	s := &stage{cfg: cfg, control: control}
-	runtime.LockOSThread() // the filter and the privileges are this thread's
 	if err := s.run(); err != nil {
 		stageFail(control, err)
 	}
@@ -194,11 +199,15 @@ func (s *stage) run() error {
 		return err
 	}
 	sys.IgnoreSignalsAsInit() // only now: the runtime needed a signal to reach all threads
+	wall, err := enterLandlock(!s.cfg.OwnNet, s.cfg.OpenRoot)
+	if err != nil {
+		return err
+	}
 	listener, killable, err := sys.InstallFilter(filterProgram(sys.NativeArch(), s.cfg.Observe))
 	if err != nil {
 		return err
 	}
-	ready := stageMsg{Op: "ready", Listener: listener, Killable: killable, Masked: s.masked, PTY: -1}
+	ready := stageMsg{Op: "ready", Listener: listener, Killable: killable, Masked: s.masked, Landlock: &wall, PTY: -1}
 	if master != nil {
 		ready.PTY = int(master.Fd())
 	}

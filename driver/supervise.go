@@ -163,6 +163,8 @@ type supervisor struct {
 	hide      []string
 	steps     []planStep // longest path first: what kind of place a path is on
 	hostNet   bool       // the network is the caller's
+	wall      secondWall
+	abstract  map[string]bool // names that the box bound on the caller's network
 	ports     func() []uint16
 	bus       *sessionBus             // nil: the box has none
 	sockets   map[string]core.Surface // that the caller's environment points at
@@ -883,7 +885,11 @@ func (s *supervisor) xattr(set bool, dirfd int32, addr uint64, flags uint32, nam
 func (s *supervisor) bind(addr, size uint64) answer {
 	var b [110]byte // struct sockaddr_un
 	n, e := sys.ReadMem(int(s.n.TID), addr, b[:min(size, uint64(len(b)))])
-	if e != 0 || n < 3 || binary.NativeEndian.Uint16(b[:]) != syscall.AF_UNIX || b[2] == 0 {
+	if e != 0 || n < 3 || binary.NativeEndian.Uint16(b[:]) != syscall.AF_UNIX {
+		return answer{}
+	}
+	if b[2] == 0 {
+		s.binds(b[:n])
 		return answer{}
 	}
 	name := b[2:n]
