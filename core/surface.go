@@ -27,6 +27,7 @@ const (
 	IPCDBus          Surface = "ipc.dbus"          // the session's or the system's D-Bus
 	IPCAgent         Surface = "ipc.agent"         // an agent of the user: keys, sound, display
 	IPCLoopback      Surface = "ipc.loopback"      // a server on the loopback interface
+	IPCShm           Surface = "ipc.shm"           // shared memory, semaphores and message queues, of System V and POSIX
 	IPCSocket        Surface = "ipc.socket"        // a socket of an uncommon family or protocol
 	DeviceDisk       Surface = "device.disk"       // block devices, loop, device mapper
 	DeviceMemory     Surface = "device.memory"     // physical memory, ports and the kernel's log
@@ -78,6 +79,7 @@ var surfaces = []SurfaceInfo{
 	{IPCUnix, Blocked, []Verdict{Allowed}},
 	{IPCDBus, Redirected, []Verdict{Blocked, Allowed}},
 	{IPCAgent, Blocked, []Verdict{Allowed}},
+	{IPCShm, Redirected, []Verdict{Blocked}},
 	{IPCLoopback, Blocked, nil},
 	{IPCSocket, Blocked, []Verdict{Allowed}},
 	{DeviceDisk, Blocked, nil},
@@ -188,6 +190,7 @@ const (
 	ActConnect     Action = "connect"      // target: the address; detail.how: performed by the supervisor
 	ActSend        Action = "send"         // a datagram to an address
 	ActListen      Action = "listen"       //
+	ActAttach      Action = "attach"       // shared memory, semaphores or a queue are found or made; target: the call and key, or the name
 	ActSocket      Action = "socket"       // target: family and type
 	ActOpen        Action = "open"         // a device is opened; detail.flags
 	ActIoctl       Action = "ioctl"        // target: the request's name; detail.path

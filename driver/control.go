@@ -176,38 +176,60 @@ func (r *run) stoppedByUs(sig syscall.Signal) bool {
 
 // freeze stops every process of the session but its init.
 func (r *run) freeze() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.order.Lock()
+	defer r.order.Unlock()
 	if r.frozen {
 		return nil
 	}
 	r.still = nil
 	for _, pid := range r.proc.pids() {
-		if st, ok := r.proc.stat(pid); ok && (st.State == 'T' || st.State == 't') && len(r.still) < maxListed/16 {
+		if st, ok := r.proc.stat(pid); ok && (st.State == 'T' || st.State == 't') && len(r.still) < maxStill {
 			r.still = append(r.still, pid)
 		}
 	}
-	r.frozen = true
-	if err := send(r.control, stageMsg{Op: "freeze"}); err != nil {
-		return fmt.Errorf("freeze: %w", err)
-	}
-	r.note(core.ActFreeze, strings.Join(r.o.Session.Command, " "), nil)
-	return nil
+	r.setFrozen(true)
+	return r.tellStage(stageMsg{Op: "freeze"}, core.ActFreeze)
 }
 
 // thaw lets them go on, but those that were stopped before.
 func (r *run) thaw() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.order.Lock()
+	defer r.order.Unlock()
 	if !r.frozen {
 		return nil
 	}
-	r.frozen, r.thawed = false, time.Now()
-	if err := send(r.control, stageMsg{Op: "thaw", PIDs: r.still}); err != nil {
-		return fmt.Errorf("thaw: %w", err)
+	r.setFrozen(false)
+	return r.tellStage(stageMsg{Op: "thaw", PIDs: r.still}, core.ActThaw)
+}
+
+// maxStill is how many processes that a box had stopped itself stay so: the numbers go to
+// its init in one packet.
+const maxStill = 4096
+
+func (r *run) setFrozen(f bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.frozen = f; !f {
+		r.thawed = time.Now()
 	}
-	r.note(core.ActThaw, strings.Join(r.o.Session.Command, " "), nil)
-	return nil
+}
+
+// tellStage has the box's init do something to all processes, and waits until it is done.
+func (r *run) tellStage(m stageMsg, act core.Action) error {
+	select {
+	case <-r.done: // of one that was not waited for
+	default:
+	}
+	if err := send(r.control, m); err != nil {
+		return fmt.Errorf("%s: %w", m.Op, err)
+	}
+	r.note(act, strings.Join(r.o.Session.Command, " "), nil)
+	select {
+	case <-r.done:
+		return nil
+	case <-time.After(orderPatience / 2):
+		return fmt.Errorf("%s: the box's init does not answer", m.Op)
+	}
 }
 
 // change replaces the session's policy by one that differs in one thing. What the box has

@@ -42,7 +42,7 @@ func until(ctx context.Context, what func() bool) bool {
 func TestFreezeThawAndKill(t *testing.T) {
 	l := newLab(t)
 	dir := l.boxDir("b")
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	// One child is stopped by the box itself, and stays so; a bomb of short processes goes
 	// on forking while it is frozen.
@@ -89,7 +89,12 @@ func TestFreezeThawAndKill(t *testing.T) {
 	}()}, "/bin/sh", "-c", "sleep 1000 & kill -STOP $!; mkdir begin; while :; do /bin/true & /bin/true; done")
 	var killed *KilledError
 	if r.code != 137 || !errors.As(r.err, &killed) {
-		t.Errorf("exit code %d, %v", r.code, r.err)
+		t.Errorf("exit code %d, %v %s", r.code, r.err, r.stderr)
+		for _, op := range r.ops {
+			if op.Verdict == core.Blocked {
+				t.Log(op)
+			}
+		}
 	}
 	var acts []core.Action
 	for _, op := range ofSurface(r.ops, core.SandboxLifecycle) {

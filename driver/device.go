@@ -21,18 +21,18 @@ var knownDevices = []struct {
 	surface core.Surface
 	globs   string
 }{
-	{core.DeviceDisk, "sd* hd* vd* xvd* nvme* mmcblk* loop* loop-control dm-* md* md/* mapper/* disk/* disk/*/* sr* cdrom* dvd* zram* nbd* ram[0-9]* sg* bsg/* st[0-9]* nst[0-9]* mtd* ubi* pmem* bcache* btrfs-control raw/* block/*"},
+	{core.DeviceDisk, "sd* hd* vd* xvd* nvme* mmcblk* loop* loop-control dm-* md* md/* mapper mapper/* disk disk/* disk/*/* sr* cdrom* dvd* zram* nbd* ram[0-9]* sg* bsg/* st[0-9]* nst[0-9]* mtd* ubi* pmem* bcache* btrfs-control raw/* block/*"},
 	{core.DeviceMemory, "mem kmem port kmsg cpu/*/msr cpu/*/cpuid cpu/* nvram mcelog crash oldmem"},
-	{core.DeviceKeyboard, "input/* input/*/* uinput uhid hidraw* usb/hiddev* psaux mice mouse* js[0-9]* lirc* rfkill"},
+	{core.DeviceKeyboard, "input input/* input/*/* uinput uhid hidraw* usb/hiddev* psaux mice mouse* js[0-9]* lirc* rfkill"},
 	{core.DeviceScreen, "fb[0-9]* vcs* vcsa* vcsu* tty[0-9]* console vga_arbiter"},
-	{core.DeviceCamera, "video* v4l/* v4l/*/* v4l-subdev* media[0-9]* dvb/* dvb/*/* vbi* radio*"},
-	{core.DeviceSound, "snd/* snd/*/* dsp* audio* mixer* midi* sequencer*"},
-	{core.DeviceGPU, "dri/* dri/*/* nvidia* nvidia-caps/* kfd accel/* udmabuf dma_heap/* mali*"},
-	{core.DeviceUSB, "bus/usb/* bus/usb/*/* usbmon* usb/*"},
-	{core.DeviceSerial, "ttyS* ttyUSB* ttyACM* ttyAMA* serial/* serial/*/* lp[0-9]* parport* i2c-* spidev* gpiochip*"},
+	{core.DeviceCamera, "video* v4l v4l/* v4l/*/* v4l-subdev* media[0-9]* dvb dvb/* dvb/*/* vbi* radio*"},
+	{core.DeviceSound, "snd snd/* snd/*/* dsp* audio* mixer* midi* sequencer*"},
+	{core.DeviceGPU, "dri dri/* dri/*/* nvidia* nvidia-caps/* kfd accel/* udmabuf dma_heap/* mali*"},
+	{core.DeviceUSB, "bus/usb bus/usb/* bus/usb/*/* usbmon* usb/*"},
+	{core.DeviceSerial, "ttyS* ttyUSB* ttyACM* ttyAMA* serial serial/* serial/*/* lp[0-9]* parport* i2c-* spidev* gpiochip*"},
 	{core.DeviceTPM, "tpm[0-9]* tpmrm[0-9]* hwrng sgx* sev"},
-	{core.DeviceNet, "net/* tap* vhost-net vhost-vsock vsock ppp wwan*"},
-	{core.DeviceVirtual, "kvm vfio/* vboxdrv* vmmon* xen/* vmci"},
+	{core.DeviceNet, "net net/* tap* vhost-net vhost-vsock vsock ppp wwan*"},
+	{core.DeviceVirtual, "kvm vfio vfio/* vboxdrv* vmmon* xen/* vmci"},
 	{core.DeviceFuse, "fuse cuse"},
 }
 

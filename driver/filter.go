@@ -60,8 +60,8 @@ type trap struct {
 }
 
 // trapsOf lists the calls that go to the supervisor, the frequent ones first. What is
-// refused is trapped at every setting.
-func trapsOf(o core.Observe) []trap {
+// refused is trapped at every setting. forks: so is the making of processes.
+func trapsOf(o core.Observe, forks bool) []trap {
 	var ts []trap
 	all := func(calls ...sys.Call) {
 		for _, c := range calls {
@@ -92,6 +92,11 @@ func trapsOf(o core.Observe) []trap {
 	all(sys.CallLink, sys.CallLinkat,
 		sys.CallSetxattr, sys.CallLsetxattr, sys.CallFsetxattr, sys.CallSetxattrat,
 		sys.CallRemovexattr, sys.CallLremovexattr, sys.CallFremovexattr, sys.CallRemovexattrat, sys.CallFileSetattr)
+	if forks {
+		ts = append(ts, forkTraps...)
+	} else {
+		ts = append(ts, trap{call: sys.CallClone, mask: cloneNewAny})
+	}
 	ts = append(ts, trap{call: sys.CallUnshare, mask: cloneNewAny | cloneNewTime})
 	all(sys.CallClone3, sys.CallSetns, sys.CallNameToHandleAt, sys.CallOpenByHandleAt,
 		sys.CallMount, sys.CallUmount2, sys.CallPivotRoot, sys.CallChroot,
@@ -100,6 +105,7 @@ func trapsOf(o core.Observe) []trap {
 		sys.CallIoUringSetup, sys.CallIoUringEnter, sys.CallIoUringRegister)
 	ts = append(ts, socketTraps...)
 	ts = append(ts, limitTraps...)
+	ts = append(ts, shmTraps...)
 	ts = append(ts, trap{call: sys.CallIoctl, arg: 1, values: forgingIoctls})
 	ts = append(ts, trap{call: sys.CallPrctl, values: []uint32{prSetPdeathsig}})
 	ts = append(ts, processTraps...)
@@ -111,7 +117,7 @@ func trapsOf(o core.Observe) []trap {
 // refuses it: their numbers mean other calls. Everything not trapped is allowed; the
 // kernel remembers that and does not run the program for it (SECCOMP_ARCH_NATIVE
 // bitmap, Linux 5.11).
-func filterProgram(arch sys.Arch, o core.Observe) []sys.Insn {
+func filterProgram(arch sys.Arch, o core.Observe, forks bool) []sys.Insn {
 	p := []sys.Insn{
 		{Code: bpfLoadWord, K: offArch},
 		{Code: bpfJumpEq, K: uint32(arch), JT: 1},
@@ -126,7 +132,7 @@ func filterProgram(arch sys.Arch, o core.Observe) []sys.Insn {
 			sys.Insn{Code: bpfReturn, K: retNotify},
 		)
 	}
-	for _, t := range trapsOf(o) {
+	for _, t := range trapsOf(o, forks) {
 		nr, ok := t.call.Number(arch)
 		if !ok {
 			continue

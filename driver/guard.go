@@ -76,13 +76,17 @@ func (s *supervisor) judgeProcess(c sys.Call) (answer, bool) {
 		if a[2] == 0 { // it only asks
 			return answer{}, true
 		}
-		if uint32(a[1]) == rlimitCore {
+		if to := pid(0); to == 0 || to == s.p.pid {
+			if uint32(a[1]) == rlimitCore {
+				return s.coreLimit(c, a[3] == 0), true
+			}
+			return answer{}, true // its own: within the kernel's bounds
+		}
+		ans, ok := one(core.ProcessSignal, core.ActLimit, pid(0), core.Detail{"resource": strconv.Itoa(pid(1))})
+		if ans.errno == 0 && uint32(a[1]) == rlimitCore {
 			return s.coreLimit(c, a[3] == 0), true
 		}
-		if pid(0) == 0 { // its own: by the kernel's bounds
-			return answer{}, true
-		}
-		return one(core.ProcessSignal, core.ActLimit, pid(0), core.Detail{"resource": strconv.Itoa(pid(1))})
+		return ans, ok
 	case sys.CallPtrace:
 		switch uint32(a[0]) {
 		case ptraceTraceme:
@@ -251,6 +255,32 @@ func (s *supervisor) memoryFile(p place, act core.Action) (answer, bool) {
 		how = string(act)
 	}
 	return s.toProcess(sys.CallOpenat, core.ProcessMemory, core.ActMemory, to, core.Detail{"how": how, "path": p.path}), true
+}
+
+// Shared memory, semaphores and queues belong to the IPC namespace, which is the box's: a
+// key of the outside names nothing in it. Where a policy blocks them they are refused.
+var shmTraps = []trap{{call: sys.CallShmget}, {call: sys.CallSemget}, {call: sys.CallMsgget}, {call: sys.CallMqOpen}, {call: sys.CallMqUnlink}}
+
+// judgeShm judges the calls of [shmTraps].
+func (s *supervisor) judgeShm(c sys.Call) (answer, bool) {
+	var target string
+	switch c {
+	case sys.CallShmget, sys.CallSemget, sys.CallMsgget:
+		target = c.String() + " 0x" + strconv.FormatUint(uint64(uint32(s.n.Args[0])), 16)
+		if uint32(s.n.Args[0]) == 0 {
+			target = c.String() + " private"
+		}
+	case sys.CallMqOpen, sys.CallMqUnlink:
+		target = "mq /" + core.Shorten(s.text(s.n.Args[0]), 256)
+	default:
+		return answer{}, false
+	}
+	d := core.Detail{"call": c.String()}
+	dec := s.policy.Load().Decide(core.IPCShm)
+	if dec.Verdict == core.Blocked {
+		return s.refuse(core.IPCShm, core.ActAttach, target, dec.Rule, syscall.EACCES, d), true
+	}
+	return answer{ops: [2]*core.Operation{{Surface: core.IPCShm, Action: core.ActAttach, Target: target, Verdict: core.Redirected, Rule: "ipc namespace", Detail: d}}}, true
 }
 
 func signalText(n uint32) string {

@@ -57,7 +57,7 @@ func damage() {
 		try(sys.CallIoprioSet, 1, p, 2<<13|7)
 		try(sys.CallSchedSetattr, p, uintptr(unsafe.Pointer(&attr)))
 		try(sys.CallSchedSetaffinity, p, 128, uintptr(unsafe.Pointer(&cpus)))
-		try(sys.CallPrlimit64, p, unix.RLIMIT_CORE, uintptr(unsafe.Pointer(&limit)))
+		try(sys.CallPrlimit64, p, unix.RLIMIT_NOFILE, uintptr(unsafe.Pointer(&limit)))
 		try(sys.CallTgkill, p, p, 0)
 		try(sys.CallTkill, p, 0)
 		try(sys.CallRtSigqueueinfo, p, uintptr(syscall.SIGURG), uintptr(unsafe.Pointer(&info)))

@@ -14,14 +14,25 @@ import (
 // Limits. What the kernel can bound for one process it does (setrlimit(2)): descriptors,
 // the size of a file, private memory, processor time. What is of a session together - its
 // processes, its memory, its time, what its box holds - the supervisor counts: processes
-// where they are made, the rest a few times a second ([watcher]), as a control group would
+// where the kernel does not, the rest a few times a second ([watcher]), as a control group would
 // if an ordinary user could count on having one.
 //
 // And no process of a box leaves a core dump: where the kernel's core_pattern is a
 // program, that program would run outside, fed with what the box likes.
 var limitTraps = []trap{
-	{call: sys.CallClone}, {call: sys.CallFork}, {call: sys.CallVfork},
 	{call: sys.CallSetrlimit, values: []uint32{rlimitCore}},
+}
+
+// forkTraps are set only where the kernel bounds the number of processes too loosely: a
+// signal that comes before the supervisor has taken a call makes the call fail with EINTR
+// when its handler is not to restart it (signal(7)), and of these calls no program
+// expects that.
+var forkTraps = []trap{{call: sys.CallClone}, {call: sys.CallFork}, {call: sys.CallVfork}}
+
+// countForks says whether the supervisor has to count: RLIMIT_NPROC does not hold root
+// (kernel/fork.c, copy_process), and the size of a PID namespace is a few hundred too large.
+func countForks(l core.Limits, root bool) bool {
+	return root && l.Processes > 0 && l.Processes < maxCounted
 }
 
 const (
@@ -29,9 +40,11 @@ const (
 	// noCore makes no dump, to a file or to a program: for the latter 0 would not do
 	// (fs/coredump.c, do_coredump: "1 is a special value").
 	noCore = 1
-	// nprocSlack is what the kernel's bound on processes leaves above the supervisor's: the
-	// kernel counts the box's init, and what other sessions have in the same box.
-	nprocSlack = 256
+	// nprocSlack is for the threads of the box's init, which the kernel counts.
+	nprocSlack = 16
+	maxCounted = 1024
+	// reservedPIDs are never given out a second time (include/linux/threads.h, RESERVED_PIDS).
+	reservedPIDs = 300
 )
 
 // checkLimits says which limits cannot be kept here.
@@ -67,6 +80,15 @@ func rlimits(l core.Limits) (rs []sys.Rlimit) {
 		add(sys.RlimitNproc, l.Processes+nprocSlack, l.Processes+nprocSlack)
 	}
 	return rs
+}
+
+// pidMax is how large the session's PID namespace is made: it bounds its processes and
+// threads, root's too (kernel.pid_max of a namespace, Linux 6.14). 0: any.
+func pidMax(l core.Limits) int64 {
+	if l.Processes == 0 {
+		return 0
+	}
+	return l.Processes + nprocSlack + reservedPIDs
 }
 
 // bound puts the limits on a process that the box's init has made, before it executes its
@@ -138,9 +160,6 @@ func (s *supervisor) hit(name string, e syscall.Errno, limit int64, d core.Detai
 // so what is counted is what is made.
 func (s *supervisor) fork(c sys.Call) answer {
 	l := &s.limits
-	if l.Processes == 0 {
-		return answer{}
-	}
 	if l.known+l.since >= l.Processes {
 		// What was let be made may have ended, or never come to be.
 		if s.now.Sub(l.counted) >= l.rest {

@@ -3,6 +3,7 @@ package driver
 import (
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 
 	"github.com/sandglass/sandglass/core"
@@ -39,10 +40,17 @@ func procKernel(p string) (name string, ok bool) {
 	return name, true
 }
 
-// mountProc mounts a /proc of the session's own on target.
-func mountProc(target string) error {
+// mountProc mounts a /proc of the session's own on target. By it, while it can still be
+// written, the PID namespace is bounded, where the kernel has such bounds; 0: it is not.
+func mountProc(target string, pidMax int64) error {
 	if err := sys.Mount("proc", target, "proc", sys.NoSuid|sys.NoDev|sys.NoExec, ""); err != nil {
 		return err
+	}
+	if pidMax > 0 && sys.PIDMaxIsPerNamespace() {
+		// On a kernel before, this file would be the whole machine's.
+		if err := os.WriteFile(target+"/sys/kernel/pid_max", strconv.AppendInt(nil, pidMax, 10), 0); err != nil {
+			return fmt.Errorf("bound the number of processes: %w", err)
+		}
 	}
 	ents, err := os.ReadDir(target)
 	if err != nil {
@@ -74,7 +82,7 @@ func mountProc(target string) error {
 // The kernel lets a user namespace have a new one only where it sees another whole
 // (fs/namespace.c, mnt_already_visible): so what lies over its parts goes first, in this
 // session's copy of the mounts alone.
-func remountProc(target string) error {
+func remountProc(target string, pidMax int64) error {
 	ents, err := os.ReadDir(target)
 	if err != nil {
 		return fmt.Errorf("list the box's /proc: %w", err)
@@ -84,5 +92,5 @@ func remountProc(target string) error {
 			sys.Unmount(target + "/" + e.Name()) // where nothing lies over it, that is fine
 		}
 	}
-	return mountProc(target)
+	return mountProc(target, pidMax)
 }

@@ -65,7 +65,7 @@ func Run(ctx context.Context, o Options) (code int, err error) {
 		// same thread serves it: so the thread lives as long as the session. It is not
 		// unlocked: it ends with this goroutine.
 		runtime.LockOSThread()
-		r := run{o: o, b: boxDir(o.BoxDir)}
+		r := run{o: o, b: boxDir(o.BoxDir), done: make(chan struct{}, 1)}
 		code, err := r.run(ctx)
 		c <- result{code, err}
 	}()
@@ -88,7 +88,9 @@ type run struct {
 
 	mu      sync.Mutex
 	killed  bool
-	because string // why it was
+	because string        // why it was
+	order   sync.Mutex    // held while the session is frozen or thawed
+	done    chan struct{} // the stage's word that it is; 1 deep
 	frozen  bool
 	thawed  time.Time
 	still   []int          // processes of the box that were stopped before it was frozen
@@ -493,7 +495,7 @@ func (r *run) fillMounts(cfg *stageConfig) error {
 func (r *run) config(term *terminal) stageConfig {
 	uid := strconv.Itoa(os.Getuid())
 	cfg := stageConfig{
-		Root: r.b.at("mnt"), OwnNet: r.o.Session.Net != core.NetHost, OpenRoot: sys.AccessBits("/")&2 != 0,
+		Root: r.b.at("mnt"), OwnNet: r.o.Session.Net != core.NetHost, Forks: countForks(r.o.Policy.Limits, os.Getuid() == 0), PIDMax: pidMax(r.o.Policy.Limits), OpenRoot: sys.AccessBits("/")&2 != 0,
 		RunDirs: map[string]os.FileMode{"/lock": 0o777 | os.ModeSticky, "/user": 0o755, "/user/" + uid: 0o700},
 		TTY:     term.tty, Front: term.front, Size: term.size, Term: term.attr,
 		Argv: r.o.Session.Command, Env: boxEnv(r.o.Env, r.o.Policy), Dir: r.o.Dir, Observe: r.o.Session.Observe,
@@ -611,6 +613,11 @@ func (r *run) listen(term *terminal, ended chan<- stageMsg) {
 			return
 		}
 		switch m.Op {
+		case "done":
+			select {
+			case r.done <- struct{}{}:
+			default: // nobody waits any more
+			}
 		case "started":
 			r.s.outside.begins(m.PID)
 		case "exit", "failed":

@@ -37,6 +37,7 @@ import (
 //	   | -- spawn {argv} ----------------------> |  starts a helper in the box: its session bus
 //	   | -- slay {pid} ------------------------> |  kills one process: the session has too much memory
 //	   | -- freeze | thaw {pids} --------------> |  stops all processes; all but pids go on
+//	   | <- done ------------------------------- |
 //	   | <- stopped {signal} | exit {status} --- |  reaps; ends when the command ends
 //
 // The descriptor is fetched, not sent: a trapped sendmsg would wait for an answer from
@@ -76,6 +77,8 @@ type stageConfig struct {
 	Env      []string
 	Dir      string
 	Observe  core.Observe
+	Forks    bool  // the supervisor counts processes
+	PIDMax   int64 // of the session's PID namespace; 0: any
 }
 
 type stageMount struct {
@@ -168,7 +171,7 @@ func (s *stage) run() error {
 	if s.cfg.Join {
 		// The namespace is a copy of the box's; only /proc must show the session's own
 		// processes. It goes on top of the other.
-		err = remountProc("/proc")
+		err = remountProc("/proc", s.cfg.PIDMax)
 	} else {
 		err = s.build()
 	}
@@ -203,7 +206,7 @@ func (s *stage) run() error {
 	if err != nil {
 		return err
 	}
-	listener, killable, err := sys.InstallFilter(filterProgram(sys.NativeArch(), s.cfg.Observe))
+	listener, killable, err := sys.InstallFilter(filterProgram(sys.NativeArch(), s.cfg.Observe, s.cfg.Forks))
 	if err != nil {
 		return err
 	}
@@ -321,8 +324,10 @@ func (s *stage) obey() {
 			// All but init, and what they are just making too: a fork that a signal comes
 			// into is begun again (kernel/fork.c, copy_process).
 			syscall.Kill(-1, syscall.SIGSTOP)
+			send(s.control, stageMsg{Op: "done"})
 		case "thaw":
 			s.thaw(m.PIDs)
+			send(s.control, stageMsg{Op: "done"})
 		case "spawn":
 			if len(m.Argv) > 0 {
 				s.spawn <- m.Argv
@@ -415,7 +420,7 @@ func (s *stage) build() error {
 			return err
 		}
 	}
-	if err := mountProc(root + "/proc"); err != nil {
+	if err := mountProc(root+"/proc", s.cfg.PIDMax); err != nil {
 		return core.Hint(err, "a fresh /proc needs one outside with nothing mounted over its parts (fs/namespace.c, mount_too_revealing)",
 			"in a container, run it with an unmasked /proc (docker: --security-opt systempaths=unconfined)")
 	}

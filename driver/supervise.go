@@ -406,7 +406,7 @@ func (s *supervisor) judge() answer {
 	case sys.CallIoUringSetup, sys.CallIoUringEnter, sys.CallIoUringRegister:
 		return s.refuse(core.SystemKernel, core.ActIOUring, c.String(), "filter", syscall.ENOSYS, nil)
 	}
-	for _, judge := range [...]func(sys.Call) (answer, bool){s.judgeSocket, s.judgeProcess, s.judgeKernel} {
+	for _, judge := range [...]func(sys.Call) (answer, bool){s.judgeSocket, s.judgeProcess, s.judgeShm, s.judgeKernel} {
 		if a, ok := judge(c); ok {
 			return a
 		}

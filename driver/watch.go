@@ -1,7 +1,9 @@
 package driver
 
 import (
+	"math"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -52,7 +54,8 @@ func (w *watcher) run() {
 			w.kill("wall-time", w.limits.WallTime.String(), w.limits.WallTime.String())
 		case now := <-tick.C:
 			w.outside.tick(now)
-			w.use(now)
+			w.crowd()
+			w.use()
 			w.size(now)
 		}
 	}
@@ -66,8 +69,38 @@ func (w *watcher) close() {
 	w.proc.close()
 }
 
+// crowd says when the session has as many processes and threads as it may. What holds
+// them is the kernel, or the supervisor where it counts them itself.
+func (w *watcher) crowd() {
+	max := w.limits.Processes
+	// Most of the time the whole machine has fewer: field 4 of proc_loadavg(5).
+	if max == 0 || machineThreads() < max {
+		w.over["processes"] = false
+		return
+	}
+	n := w.proc.threads()
+	if n >= max && !w.over["processes"] {
+		w.log("processes", core.Detail{"limit": strconv.FormatInt(max, 10), "used": strconv.FormatInt(n, 10)})
+	}
+	w.over["processes"] = n >= max
+}
+
+// machineThreads counts the threads of the whole machine; the most there can be when that
+// is not known.
+func machineThreads() int64 {
+	f := strings.Fields(string(readBounded("/proc/loadavg", 256)))
+	if len(f) > 3 {
+		if _, all, ok := strings.Cut(f[3], "/"); ok {
+			if n, err := strconv.ParseInt(all, 10, 64); err == nil {
+				return n
+			}
+		}
+	}
+	return math.MaxInt64
+}
+
 // use compares what the session's processes use with what they may.
-func (w *watcher) use(now time.Time) {
+func (w *watcher) use() {
 	if w.limits.Memory == 0 && w.limits.CPUTime == 0 {
 		return
 	}
@@ -152,7 +185,7 @@ func (w *watcher) size(now time.Time) {
 
 // limitErrno is what a call that runs into the limit fails with, or would.
 var limitErrno = map[string]syscall.Errno{"memory": syscall.ENOMEM, "box-size": syscall.EDQUOT, "file-size": syscall.EFBIG,
-	"cpu-time": syscall.ETIME, "wall-time": syscall.ETIME}
+	"processes": syscall.EAGAIN, "cpu-time": syscall.ETIME, "wall-time": syscall.ETIME}
 
 func (w *watcher) log(name string, d core.Detail) {
 	w.s.journal.add(&core.Operation{Surface: core.SandboxLimit, Action: core.ActHit, Target: name,

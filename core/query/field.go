@@ -137,7 +137,7 @@ var (
 		core.ActBind, core.ActChmod, core.ActChown, core.ActUtime, core.ActSetxattr, core.ActRemovexattr,
 		core.ActSetattr, core.ActHandle, core.ActExec, core.ActStart, core.ActExit, core.ActMount, core.ActNamespace,
 		core.ActSignal, core.ActSchedule, core.ActLimit, core.ActTrace, core.ActMemory, core.ActGetfd, core.ActCompare,
-		core.ActConnect, core.ActSend, core.ActListen, core.ActSocket, core.ActOpen, core.ActIoctl, core.ActHit,
+		core.ActAttach, core.ActConnect, core.ActSend, core.ActListen, core.ActSocket, core.ActOpen, core.ActIoctl, core.ActHit,
 		core.ActFreeze, core.ActThaw, core.ActKill, core.ActPolicy,
 		core.ActIOUring, core.ActSyscall, core.ActBegin, core.ActEnd, core.ActSlow)
 	errnos  = []string{"EACCES", "EEXIST", "ENOENT", "ENOSYS", "ENXIO", "EOPNOTSUPP", "EPERM", "EROFS"}

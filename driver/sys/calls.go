@@ -61,6 +61,11 @@ const (
 	CallSendmmsg
 	CallIoctl
 	CallPrctl
+	CallShmget
+	CallSemget
+	CallMsgget
+	CallMqOpen
+	CallMqUnlink
 	CallSetrlimit
 	CallFork
 	CallVfork
@@ -191,6 +196,11 @@ var callNames = [numCalls]string{
 	CallSendmmsg:          "sendmmsg",
 	CallIoctl:             "ioctl",
 	CallPrctl:             "prctl",
+	CallShmget:            "shmget",
+	CallSemget:            "semget",
+	CallMsgget:            "msgget",
+	CallMqOpen:            "mq_open",
+	CallMqUnlink:          "mq_unlink",
 	CallSetrlimit:         "setrlimit",
 	CallFork:              "fork",
 	CallVfork:             "vfork",
@@ -322,6 +332,11 @@ var amd64Numbers = [numCalls]int32{
 	CallSendmmsg:          307,
 	CallIoctl:             16,
 	CallPrctl:             157,
+	CallShmget:            29,
+	CallSemget:            64,
+	CallMsgget:            68,
+	CallMqOpen:            240,
+	CallMqUnlink:          241,
 	CallSetrlimit:         160,
 	CallFork:              57,
 	CallVfork:             58,
@@ -450,6 +465,11 @@ var arm64Numbers = [numCalls]int32{
 	CallSendmmsg:          269,
 	CallIoctl:             29,
 	CallPrctl:             167,
+	CallShmget:            194,
+	CallSemget:            190,
+	CallMsgget:            186,
+	CallMqOpen:            180,
+	CallMqUnlink:          181,
 	CallSetrlimit:         164,
 	CallNameToHandleAt:    264,
 	CallOpenByHandleAt:    265,

@@ -388,3 +388,17 @@ func OpenFiles(dir int) (int64, bool) {
 	}
 	return st.Size, true
 }
+
+// PIDMaxIsPerNamespace says whether /proc/sys/kernel/pid_max is of the PID namespace of who
+// writes it (Linux 6.14, "pid: allow pid_max to be set per pid namespace"), not of the machine.
+func PIDMaxIsPerNamespace() bool {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	var major, minor int
+	if n, err := fmt.Sscanf(Text(u.Release[:]), "%d.%d", &major, &minor); err != nil || n < 2 {
+		return false
+	}
+	return major > 6 || major == 6 && minor >= 14
+}
