@@ -5,7 +5,7 @@ GO      ?= go
 GOFLAGS := -buildvcs=false $(GOFLAGS)
 export GOFLAGS
 
-.PHONY: help build test lint generate bench compare clean
+.PHONY: help build test lint generate bench compare attacks clean
 
 help: ## print this
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ generate: ## write the Go code of the templ pages anew
 
 bench: build ## workloads native and boxed, as ratios, in one run
 	@$(GO) build -trimpath -o tools/bench/bench ./tools/bench && tools/bench/bench; rm -f tools/bench/bench
+
+attacks: build ## try to get out of a box, in each of the ways there are, and print what came of it
+	@$(GO) run ./attacks
 
 compare: build ## what strace sees of a workload against what the box's log says
 	@$(GO) run ./tools/compare

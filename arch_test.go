@@ -28,6 +28,7 @@ var mayImport = map[string][]string{
 	// tools stand alone: they use the built binary as a person does
 	"tools/bench":   {"driver/sys"}, // bare notification, to compare with
 	"tools/compare": {},
+	"attacks":       {"core"},
 	"store":         {"core", "core/query", "events", "migrations"},
 	"web":           {"core", "core/query", "events"},
 	"hooks":         {"core", "core/query", "events", "store"},

@@ -14,6 +14,15 @@ need jq jq
 need python3 python3
 need node nodejs
 need npm npm
+need gdb gdb
+need dbus-daemon dbus
+need ssh-agent openssh-client
+need gsettings libglib2.0-bin
+need dconf dconf-cli
+need curl curl
+need script bsdutils
+[ -e /usr/share/dbus-1/services/ca.desrt.dconf.service ] || missing+=(dconf-service dconf-gsettings-backend)
+ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing+=(postgresql)
 # Also of the python3 that the ordinary user has.
 PATH=/usr/local/bin:/usr/bin:/bin python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 [ -e /usr/share/zoneinfo/UTC ] || missing+=(tzdata)
