@@ -66,6 +66,8 @@ func table() []attack {
 		{Row: "F1", Name: "rewrite the address during connect", Program: "addressrace.c", Surface: core.IPCUnix, Action: core.ActConnect, Set: addressRace},
 		{Row: "F2", Name: "an abstract socket", Program: "stream.py", Surface: core.IPCUnix, Action: core.ActConnect, Set: abstractServer},
 		{Row: "F3", Name: "a service of the session bus outside", Program: "service.sh", Surface: core.IPCDBus, Action: core.ActConnect, Set: bus},
+		{Row: "F3", Name: "the user's service manager", Program: "stream.py", Surface: core.IPCAgent, Action: core.ActConnect, Set: runServer("/run/user/" + strconv.Itoa(os.Getuid()) + "/systemd/private"), Root: true, MayLack: true},
+		{Row: "F3", Name: "a container engine", Program: "stream.py", Surface: core.IPCAgent, Action: core.ActConnect, Set: runServer("/run/podman/podman.sock"), Root: true, MayLack: true},
 		{Row: "F4", Name: "ssh-agent", Program: "agent.sh", Surface: core.IPCAgent, Action: core.ActConnect, Set: agent},
 		{Row: "F5", Name: "a loopback server", Program: "loopback.py", Surface: core.IPCLoopback, Action: core.ActConnect, Set: loopback, Always: true, Held: core.Redirected},
 		{Row: "F6", Name: "System V shared memory", Program: "shm.py", Surface: core.IPCShm, Action: core.ActAttach, Set: sysv},

@@ -131,6 +131,10 @@ func (l *lab) attack(n int, a attack) row {
 			r.Control = "reached"
 		case a.Root && os.Geteuid() != 0:
 			r.Control, control = "needs root", false
+			if a.MayLack {
+				o.close()
+				return r
+			}
 		case strings.Contains(out, "errno 38"), strings.Contains(out, "Errno 97"), len(a.Args) > 0 && strings.HasPrefix(a.Args[0], "/proc/") && !exists(a.Args[0]), a.MayLack && code < 0:
 			r.Control, control = "not in this kernel", false
 			if a.MayLack {

@@ -353,6 +353,34 @@ func pathServer(o *outside) error {
 	return err
 }
 
+// runServer listens where a service of the system or the user does, unless it is there: below
+// /run, where an ordinary user cannot.
+func runServer(p string) func(*outside) error {
+	return func(o *outside) error {
+		o.args, o.target = []string{p}, regexp.QuoteMeta(p)
+		if !isRoot() {
+			return nil
+		}
+		if exists(p) {
+			return fmt.Errorf("%s is there already", p)
+		}
+		var made []string
+		for d := filepath.Dir(p); !exists(d); d = filepath.Dir(d) {
+			made = append(made, d)
+		}
+		o.end(func() { // the deepest first
+			for _, d := range made {
+				os.Remove(d)
+			}
+		})
+		if err := os.MkdirAll(filepath.Dir(p), 0o700); err != nil {
+			return err
+		}
+		_, err := o.server("unix", p)
+		return err
+	}
+}
+
 func addressRace(o *outside) error {
 	p := o.path("s")
 	o.args, o.target = []string{o.path("own"), p}, regexp.QuoteMeta(p)

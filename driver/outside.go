@@ -212,9 +212,7 @@ func (t *processes) some(at *int, n int) (ps []proc) {
 			continue
 		}
 		c := proc{tgid: p.tgid, pid: p.pid, id: p.id, exe: p.exe}
-		for _, tid := range p.tids[:min(len(p.tids), 8)] {
-			c.tids = append(c.tids, tid)
-		}
+		c.tids = append(c.tids, p.tids[:min(len(p.tids), 8)]...)
 		ps = append(ps, c)
 	}
 	return ps
