@@ -16,11 +16,22 @@
 //	layers.go    the box's folder: upper layers, locks, who runs in it
 //	stage.go     PID 1 of the session: mounts, drops privileges, starts the command, reaps
 //	landlock.go  the second wall around the command (its rules are pure)
+//	procfs.go    the box's /proc: the kernel's part of it is read-only
 //	filter.go    the seccomp program (pure)
-//	supervise.go the loop that answers trapped calls
+//	supervise.go the loop that answers trapped calls, and those on files
+//	guard.go     calls on processes, shared memory and interfaces of the kernel
+//	socket.go    calls that make sockets and reach for somebody
+//	device.go    devices, and the terminal's ioctls
+//	bus.go       the box's own session bus
+//	perform.go   what the supervisor does for the box: a granted connection, a device
 //	resolve.go   which file a call names, as the kernel would find it
 //	process.go   which process asks; birth and death
 //	changed.go   what the box itself has changed
+//	limits.go    what a session may use, where the kernel or the supervisor bounds it
+//	watch.go     what a session uses, a few times a second
+//	inside.go    the session's own /proc, read from outside
+//	outside.go   what others of the machine do to the box
+//	control.go   freeze, thaw, kill, another policy: orders to a running session
 //	terminal.go  the pty between the caller's terminal and the box's
 //	probe.go     what this machine can do
 package driver
