@@ -12,7 +12,7 @@ import (
 type Limits struct {
 	Processes int64         // processes and threads at a time, of a session
 	Memory    int64         // bytes of memory of a session, shared memory included
-	CPUs      float64       // processors' worth of time, 0.5 is half of one; needs cgroups
+	CPUs      float64       // processors; a fraction takes a control group
 	CPUTime   time.Duration // of a session, all processes together
 	OpenFiles int64         // descriptors of a process
 	FileSize  int64         // bytes of any one file that is written

@@ -60,8 +60,8 @@ type trap struct {
 }
 
 // trapsOf lists the calls that go to the supervisor, the frequent ones first. What is
-// refused is trapped at every setting. forks: so is the making of processes.
-func trapsOf(o core.Observe, forks bool) []trap {
+// refused is trapped at every setting, and what the supervisor counts.
+func trapsOf(o core.Observe, counts counting) []trap {
 	var ts []trap
 	all := func(calls ...sys.Call) {
 		for _, c := range calls {
@@ -92,7 +92,7 @@ func trapsOf(o core.Observe, forks bool) []trap {
 	all(sys.CallLink, sys.CallLinkat,
 		sys.CallSetxattr, sys.CallLsetxattr, sys.CallFsetxattr, sys.CallSetxattrat,
 		sys.CallRemovexattr, sys.CallLremovexattr, sys.CallFremovexattr, sys.CallRemovexattrat, sys.CallFileSetattr)
-	if forks {
+	if counts.Forks {
 		ts = append(ts, forkTraps...)
 	} else {
 		ts = append(ts, trap{call: sys.CallClone, mask: cloneNewAny})
@@ -108,6 +108,11 @@ func trapsOf(o core.Observe, forks bool) []trap {
 	ts = append(ts, shmTraps...)
 	ts = append(ts, trap{call: sys.CallIoctl, arg: 1, values: forgingIoctls})
 	ts = append(ts, trap{call: sys.CallPrctl, values: []uint32{prSetPdeathsig}})
+	if counts.Affinity {
+		ts = append(ts, trap{call: sys.CallSchedSetaffinity})
+	} else {
+		ts = append(ts, trap{call: sys.CallSchedSetaffinity, mask: anyBit})
+	}
 	ts = append(ts, processTraps...)
 	return append(ts, kernelTraps()...)
 }
@@ -117,7 +122,7 @@ func trapsOf(o core.Observe, forks bool) []trap {
 // refuses it: their numbers mean other calls. Everything not trapped is allowed; the
 // kernel remembers that and does not run the program for it (SECCOMP_ARCH_NATIVE
 // bitmap, Linux 5.11).
-func filterProgram(arch sys.Arch, o core.Observe, forks bool) []sys.Insn {
+func filterProgram(arch sys.Arch, o core.Observe, counts counting) []sys.Insn {
 	p := []sys.Insn{
 		{Code: bpfLoadWord, K: offArch},
 		{Code: bpfJumpEq, K: uint32(arch), JT: 1},
@@ -132,7 +137,7 @@ func filterProgram(arch sys.Arch, o core.Observe, forks bool) []sys.Insn {
 			sys.Insn{Code: bpfReturn, K: retNotify},
 		)
 	}
-	for _, t := range trapsOf(o, forks) {
+	for _, t := range trapsOf(o, counts) {
 		nr, ok := t.call.Number(arch)
 		if !ok {
 			continue

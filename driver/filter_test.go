@@ -45,10 +45,10 @@ func verdictOf(t *testing.T, prog []sys.Insn, arch sys.Arch, nr uint32, args ...
 func TestFilter(t *testing.T) {
 	for _, arch := range []sys.Arch{sys.ArchAMD64, sys.ArchARM64} {
 		for _, o := range []core.Observe{core.ObserveFull, core.ObserveChanges, core.ObserveLean} {
-			forks := o == core.ObserveChanges // as good a setting as any to have it with
-			prog := filterProgram(arch, o, forks)
+			counts := counting{o == core.ObserveChanges, o == core.ObserveChanges} // as good a setting as any to have it with
+			prog := filterProgram(arch, o, counts)
 			trapped := map[sys.Call]trap{}
-			for _, tr := range trapsOf(o, forks) {
+			for _, tr := range trapsOf(o, counts) {
 				trapped[tr.call] = tr
 			}
 			for nr := range uint32(600) {
@@ -107,7 +107,7 @@ func TestFilter(t *testing.T) {
 }
 
 func TestFilterSendsForeignTablesToTheSupervisor(t *testing.T) {
-	prog := filterProgram(sys.ArchAMD64, core.ObserveLean, false)
+	prog := filterProgram(sys.ArchAMD64, core.ObserveLean, counting{})
 	for _, c := range []struct {
 		name string
 		arch sys.Arch
@@ -126,7 +126,7 @@ func TestFilterSendsForeignTablesToTheSupervisor(t *testing.T) {
 			t.Errorf("%s: %#x, want %#x", c.name, got, c.want)
 		}
 	}
-	if got := verdictOf(t, filterProgram(sys.ArchARM64, core.ObserveLean, false), sys.ArchARM, 5); got != retNotify {
+	if got := verdictOf(t, filterProgram(sys.ArchARM64, core.ObserveLean, counting{}), sys.ArchARM, 5); got != retNotify {
 		t.Errorf("arm on arm64: %#x, want it trapped", got)
 	}
 }
@@ -134,7 +134,7 @@ func TestFilterSendsForeignTablesToTheSupervisor(t *testing.T) {
 // What a box must never do is trapped at every setting of observe.
 func TestFilterRefusalsDoNotDependOnObserve(t *testing.T) {
 	for _, o := range []core.Observe{core.ObserveFull, core.ObserveChanges, core.ObserveLean} {
-		prog := filterProgram(sys.ArchAMD64, o, false)
+		prog := filterProgram(sys.ArchAMD64, o, counting{})
 		for _, c := range []sys.Call{sys.CallMount, sys.CallUmount2, sys.CallPivotRoot, sys.CallChroot, sys.CallSetns, sys.CallClone3,
 			sys.CallOpenTree, sys.CallMoveMount, sys.CallFsopen, sys.CallFsmount, sys.CallMountSetattr, sys.CallOpenByHandleAt,
 			sys.CallNameToHandleAt, sys.CallIoUringSetup, sys.CallIoUringEnter, sys.CallIoUringRegister, sys.CallSetxattr} {

@@ -20,7 +20,7 @@ var processTraps = []trap{
 	{call: sys.CallRtSigqueueinfo}, {call: sys.CallRtTgsigqueueinfo},
 	{call: sys.CallSetpriority}, {call: sys.CallIoprioSet},
 	{call: sys.CallSchedSetscheduler, mask: anyBit}, {call: sys.CallSchedSetparam, mask: anyBit}, // 0: itself
-	{call: sys.CallSchedSetattr, mask: anyBit}, {call: sys.CallSchedSetaffinity, mask: anyBit},
+	{call: sys.CallSchedSetattr, mask: anyBit},
 	{call: sys.CallPrlimit64, mask: anyBit, also: 1, value: rlimitCore},
 	{call: sys.CallPtrace, values: []uint32{ptraceTraceme, ptraceAttach, ptraceSeize}},
 	{call: sys.CallProcessVMReadv}, {call: sys.CallProcessVMWritev}, {call: sys.CallPidfdGetfd}, {call: sys.CallProcessMadvise}, {call: sys.CallKcmp},
@@ -70,7 +70,12 @@ func (s *supervisor) judgeProcess(c sys.Call) (answer, bool) {
 		return s.priority(c, pid(0), pid(1), core.Detail{"nice": strconv.Itoa(pid(2))}), true
 	case sys.CallIoprioSet:
 		return s.priority(c, pid(0)-1, pid(1), core.Detail{"ioprio": strconv.Itoa(pid(2))}), true
-	case sys.CallSchedSetscheduler, sys.CallSchedSetparam, sys.CallSchedSetattr, sys.CallSchedSetaffinity:
+	case sys.CallSchedSetaffinity:
+		if s.limits.cpus != nil {
+			return s.affinity(pid(0), a[1], a[2]), true
+		}
+		return one(core.ProcessSignal, core.ActSchedule, pid(0), nil)
+	case sys.CallSchedSetscheduler, sys.CallSchedSetparam, sys.CallSchedSetattr:
 		return one(core.ProcessSignal, core.ActSchedule, pid(0), nil)
 	case sys.CallPrlimit64:
 		if a[2] == 0 { // it only asks

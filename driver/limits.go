@@ -2,6 +2,8 @@ package driver
 
 import (
 	"errors"
+	"math"
+	"os"
 	"strconv"
 	"sync/atomic"
 	"syscall"
@@ -29,6 +31,14 @@ var limitTraps = []trap{
 // expects that.
 var forkTraps = []trap{{call: sys.CallClone}, {call: sys.CallFork}, {call: sys.CallVfork}}
 
+// counting says what the supervisor has to see because of a limit.
+type counting struct {
+	Forks    bool
+	Affinity bool
+}
+
+func countingOf(l core.Limits, root bool) counting { return counting{countForks(l, root), l.CPUs != 0} }
+
 // countForks says whether the supervisor has to count: RLIMIT_NPROC does not hold root
 // (kernel/fork.c, copy_process), and the size of a PID namespace is a few hundred too large.
 func countForks(l core.Limits, root bool) bool {
@@ -49,10 +59,10 @@ const (
 
 // checkLimits says which limits cannot be kept here.
 func checkLimits(l core.Limits) error {
-	if l.CPUs != 0 {
-		return core.Hint(errors.New("limit cpus: it takes a control group, and sandglass makes none"),
-			"systemd-run --user --scope -p CPUQuota="+strconv.Itoa(int(l.CPUs*100))+"% sandglass run ...",
-			"cpu-time bounds how much processor time a session may use in all")
+	if l.CPUs != math.Trunc(l.CPUs) {
+		return core.Hint(errors.New("limit cpus: a part of a processor takes a control group, and sandglass makes none"),
+			"a whole number: the box runs on so many processors and no others",
+			"systemd-run --user --scope -p CPUQuota="+strconv.Itoa(int(l.CPUs*100))+"% sandglass run ...")
 	}
 	return nil
 }
@@ -99,7 +109,64 @@ func (s *supervisor) bound(p *proc) error {
 			return err
 		}
 	}
+	if s.limits.cpus != nil {
+		if err := sys.SetAffinity(p.tgid, s.limits.cpus); err != nil && err != syscall.ESRCH {
+			return err
+		}
+	}
 	return nil
+}
+
+// chooseCPUs returns n of the processors that this process may use, nil when it may use no
+// more than that. Which they are turns with the session, so that boxes spread.
+func chooseCPUs(n int, turn int) []int {
+	all := sys.Affinity()
+	if n == 0 || n >= len(all) {
+		return nil
+	}
+	var out []int
+	for i := range n {
+		out = append(out, all[(turn+i)%len(all)])
+	}
+	return out
+}
+
+// affinity carries out sched_setaffinity(2) in a box that has some processors only: of those
+// that are asked for it gets the ones that it has.
+func (s *supervisor) affinity(pid int, size, addr uint64) answer {
+	d := core.Detail{"call": sys.CallSchedSetaffinity.String()}
+	if pid != 0 && pid != s.p.pid {
+		return s.refuse(core.SandboxLimit, core.ActSchedule, "cpus", "limit", syscall.EPERM, d)
+	}
+	mask := make([]byte, min(size, 1024))
+	if n, e := sys.ReadMem(int(s.n.TID), addr, mask); e != 0 || n < len(mask) {
+		return s.refuse(core.SandboxLimit, core.ActSchedule, "cpus", "unreadable argument", syscall.EFAULT, d)
+	}
+	var got []int
+	for _, c := range s.limits.cpus {
+		if c/8 < len(mask) && mask[c/8]&(1<<(c%8)) != 0 { // little endian: byte by byte
+			got = append(got, c)
+		}
+	}
+	if len(got) == 0 {
+		return s.refuse(core.SandboxLimit, core.ActSchedule, "cpus", "limit", syscall.EINVAL, d)
+	}
+	tid := int(s.n.TID)
+	if pid != 0 {
+		tid = s.p.tgid
+	}
+	d["how"] = "by the supervisor"
+	op := &core.Operation{Surface: core.SandboxLimit, Action: core.ActSchedule, Target: "cpus", Verdict: core.Redirected, Rule: "limit", Detail: d}
+	id := s.n.ID
+	return answer{ops: [2]*core.Operation{op}, do: func() performed {
+		if !s.l.Valid(id) { // its number may be another's
+			return performed{errno: syscall.ESRCH}
+		}
+		if err := sys.SetAffinity(tid, got); err != nil {
+			return performed{errno: syscall.EPERM}
+		}
+		return performed{}
+	}}
 }
 
 // coreLimit answers a change of the core dump's limit: nothing is changed, and programs
@@ -115,7 +182,7 @@ func (s *supervisor) coreLimit(c sys.Call, plain bool) answer {
 }
 
 func newLimiter(l core.Limits, count func() int64) limiter {
-	return limiter{Limits: l, full: &atomic.Bool{}, said: map[string]time.Time{}, quiet: map[string]int{}, count: count}
+	return limiter{Limits: l, full: &atomic.Bool{}, said: map[string]time.Time{}, quiet: map[string]int{}, count: count, cpus: chooseCPUs(int(l.CPUs), os.Getpid())}
 }
 
 // limiter keeps what the limits of one session need. Its fields are the supervisor's
@@ -130,6 +197,7 @@ type limiter struct {
 	counted      time.Time
 	rest         time.Duration // until the next count
 	count        func() int64
+	cpus         []int // those that the session has; nil: all
 }
 
 const (

@@ -298,6 +298,23 @@ func TestNoCoreDumps(t *testing.T) {
 	}
 }
 
+func TestProcessorsAreLimited(t *testing.T) {
+	if len(sys.Affinity()) < 2 {
+		t.Skip("there is one processor")
+	}
+	l := newLab(t)
+	r := l.run(runOpts{policy: limited("cpus=1")}, "/bin/sh", "-c", `nproc; taskset -c 0-63 nproc; taskset -p $$ | wc -l; sh -c nproc`)
+	if r.out != "1\n1\n1\n1\n" || r.code != 0 {
+		t.Errorf("exit code %d, %q %s", r.code, r.out, r.stderr)
+	}
+	if ops := ofSurface(r.ops, core.SandboxLimit); len(ops) != 1 || ops[0].Action != core.ActSchedule || ops[0].Verdict != core.Redirected {
+		t.Errorf("on record %+v", ops)
+	}
+	if r := l.run(runOpts{policy: limited("cpus=1000")}, "/usr/bin/env", "nproc"); r.out != strconv.Itoa(len(sys.Affinity()))+"\n" {
+		t.Errorf("%q", r.out)
+	}
+}
+
 func TestALimitThatCannotBeKept(t *testing.T) {
 	l := newLab(t)
 	r := l.run(runOpts{policy: limited("cpus=0.5"), quiet: true}, "/bin/true")

@@ -495,7 +495,7 @@ func (r *run) fillMounts(cfg *stageConfig) error {
 func (r *run) config(term *terminal) stageConfig {
 	uid := strconv.Itoa(os.Getuid())
 	cfg := stageConfig{
-		Root: r.b.at("mnt"), OwnNet: r.o.Session.Net != core.NetHost, Forks: countForks(r.o.Policy.Limits, os.Getuid() == 0), PIDMax: pidMax(r.o.Policy.Limits), OpenRoot: sys.AccessBits("/")&2 != 0,
+		Root: r.b.at("mnt"), OwnNet: r.o.Session.Net != core.NetHost, Counts: countingOf(r.o.Policy.Limits, os.Getuid() == 0), PIDMax: pidMax(r.o.Policy.Limits), OpenRoot: sys.AccessBits("/")&2 != 0,
 		RunDirs: map[string]os.FileMode{"/lock": 0o777 | os.ModeSticky, "/user": 0o755, "/user/" + uid: 0o700},
 		TTY:     term.tty, Front: term.front, Size: term.size, Term: term.attr,
 		Argv: r.o.Session.Command, Env: boxEnv(r.o.Env, r.o.Policy), Dir: r.o.Dir, Observe: r.o.Session.Observe,

@@ -77,7 +77,7 @@ type stageConfig struct {
 	Env      []string
 	Dir      string
 	Observe  core.Observe
-	Forks    bool  // the supervisor counts processes
+	Counts   counting
 	PIDMax   int64 // of the session's PID namespace; 0: any
 }
 
@@ -206,7 +206,7 @@ func (s *stage) run() error {
 	if err != nil {
 		return err
 	}
-	listener, killable, err := sys.InstallFilter(filterProgram(sys.NativeArch(), s.cfg.Observe, s.cfg.Forks))
+	listener, killable, err := sys.InstallFilter(filterProgram(sys.NativeArch(), s.cfg.Observe, s.cfg.Counts))
 	if err != nil {
 		return err
 	}

@@ -402,3 +402,26 @@ func PIDMaxIsPerNamespace() bool {
 	}
 	return major > 6 || major == 6 && minor >= 14
 }
+
+// Affinity lists the processors that this process may use.
+func Affinity() (cpus []int) {
+	var set unix.CPUSet
+	if unix.SchedGetaffinity(0, &set) != nil {
+		return nil
+	}
+	for c := range len(set) * 64 {
+		if set.IsSet(c) {
+			cpus = append(cpus, c)
+		}
+	}
+	return cpus
+}
+
+// SetAffinity lets a thread run on those processors alone: sched_setaffinity(2).
+func SetAffinity(tid int, cpus []int) error {
+	var set unix.CPUSet
+	for _, c := range cpus {
+		set.Set(c)
+	}
+	return unix.SchedSetaffinity(tid, &set)
+}
