@@ -68,12 +68,20 @@ func (l *lab) close() {
 	os.RemoveAll(l.dir)
 }
 
+// python is the system's own where there is one: another may be a script that looks for it.
+var python = func() string {
+	if exists("/usr/bin/python3") {
+		return "/usr/bin/python3"
+	}
+	return "python3"
+}()
+
 // argv is how a program is called.
 func (l *lab) argv(program string, args []string) []string {
 	file := filepath.Join(l.dir, program)
 	switch filepath.Ext(program) {
 	case ".py":
-		return append([]string{"python3", file}, args...)
+		return append([]string{python, file}, args...)
 	case ".c":
 		return append([]string{strings.TrimSuffix(file, ".c")}, args...)
 	}
@@ -106,6 +114,7 @@ type row struct {
 	Control string            `json:"control"`
 	Cells   map[string]string `json:"cells"` // by what the surface was set to
 	Wrong   []string          `json:"wrong,omitempty"`
+	checks  []verdictCheck
 }
 
 // attack runs one without a box, then in boxes.
@@ -155,60 +164,100 @@ func (l *lab) attack(n int, a attack) row {
 		return r
 	}
 	for _, v := range append([]core.Verdict{info.Default}, info.Others...) {
-		cell, err := l.boxed(n, a, v, control)
+		check, err := l.boxed(n, a, v, control)
 		if err != nil {
 			wrong("%s: %v", v.Verb(), err)
-			cell = "WRONG"
+			r.Cells[v.Verb()] = "WRONG"
+			continue
 		}
-		r.Cells[v.Verb()] = cell
+		r.checks = append(r.checks, verdictCheck{v, check})
 	}
 	return r
 }
 
+// settle fills in what takes the log to say.
+func (r *row) settle(log map[string][]core.Operation) {
+	for _, c := range r.checks {
+		cell, err := c.check(log)
+		if err != nil {
+			r.Wrong = append(r.Wrong, fmt.Sprintf("%s: %v", c.v.Verb(), err))
+			cell = "WRONG"
+		}
+		r.Cells[c.v.Verb()] = cell
+	}
+}
+
+type verdictCheck struct {
+	v     core.Verdict
+	check check
+}
+
 func exists(path string) bool { _, err := os.Lstat(path); return err == nil }
 
-// boxed runs the attack with its surface set to v, and compares what came of it with what
-// should have. control: it works without a box.
-func (l *lab) boxed(n int, a attack, v core.Verdict, control bool) (cell string, err error) {
+// check compares what came of an attack in a box with what is on record there.
+type check func(map[string][]core.Operation) (cell string, err error)
+
+// log reads what is on record of all boxes, but for what every program does.
+func (l *lab) log() (map[string][]core.Operation, error) {
+	out, code, err := l.run(l.dir, nil, l.binary, "ops", "--limit", "0", "--json", "not surface:files.read not surface:files.exec not surface:process.life")
+	if err != nil || code != 0 {
+		return nil, fmt.Errorf("ops: exit code %d %v %s", code, err, core.Shorten(out, 400))
+	}
+	m := map[string][]core.Operation{}
+	for line := range strings.Lines(out) {
+		var op core.Operation
+		if err := json.Unmarshal([]byte(line), &op); err != nil {
+			return nil, fmt.Errorf("ops: %w: %s", err, core.Shorten(line, 400))
+		}
+		m[op.Box] = append(m[op.Box], op)
+	}
+	return m, nil
+}
+
+// boxed runs the attack with its surface set to v, and compares what came of it outside with
+// what should have. control: it works without a box.
+func (l *lab) boxed(n int, a attack, v core.Verdict, control bool) (check check, err error) {
 	o, err := l.outside(a)
 	if err != nil {
-		return "", fmt.Errorf("the set-up: %w", err)
+		return nil, fmt.Errorf("the set-up: %w", err)
 	}
 	defer o.close()
 	box := fmt.Sprintf("a%d-%s", n, v.Verb())
 	cmd := []string{l.binary, "run", "--box", box, "--rm", "--set", string(a.Surface) + "=" + v.Verb(), "--"}
 	out, code, err := l.run(o.dir, nil, o.wrap(append(cmd, l.argv(a.Program, o.args)...))...)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	reached := o.reached(code)
 	want := a.want(v)
 	wantReached := v == core.Allowed && want == core.Allowed
 	if reached && !wantReached && o.harmed != nil {
-		return "", fmt.Errorf("outside was reached: exit code %d %s", code, out)
+		return nil, fmt.Errorf("outside was reached: exit code %d %s", code, out)
 	}
 	if reached && !wantReached && want == core.Blocked {
-		return "", fmt.Errorf("it was not refused: exit code %d %s", code, out)
+		return nil, fmt.Errorf("it was not refused: exit code %d %s", code, out)
 	}
 	if wantReached && control && !a.KernelDecides && !reached {
-		return "", fmt.Errorf("it was allowed, but did not reach outside: exit code %d %s", code, out)
+		return nil, fmt.Errorf("it was allowed, but did not reach outside: exit code %d %s", code, out)
 	}
 	if a.Unrecorded != "" {
-		return "held (" + a.Unrecorded + ")", nil
-	}
-	logged, code, err := l.run(o.dir, nil, l.binary, "ops", "--box", box, "--limit", "0", "--json", "surface:"+string(a.Surface))
-	if err != nil || code != 0 {
-		return "", fmt.Errorf("ops: exit code %d %v %s", code, err, logged)
+		return func(map[string][]core.Operation) (string, error) { return "held (" + a.Unrecorded + ")", nil }, nil
 	}
 	target, err := regexp.Compile("^(?:" + o.target + ")$")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
+	return func(log map[string][]core.Operation) (string, error) {
+		return recorded(a, want, target, reached, log[box], out)
+	}, nil
+}
+
+// recorded looks for the attack in what the box's log says, and says what came of it.
+func recorded(a attack, want core.Verdict, target *regexp.Regexp, reached bool, log []core.Operation, out string) (string, error) {
 	var seen []string
-	for line := range strings.Lines(logged) {
-		var op core.Operation
-		if err := json.Unmarshal([]byte(line), &op); err != nil {
-			return "", fmt.Errorf("ops: %w: %s", err, line)
+	for _, op := range log {
+		if op.Surface != a.Surface {
+			continue
 		}
 		if op.Action == a.Action && op.Verdict == want && target.MatchString(op.Target) {
 			switch {
@@ -223,5 +272,5 @@ func (l *lab) boxed(n int, a attack, v core.Verdict, control bool) (cell string,
 		}
 		seen = append(seen, fmt.Sprintf("%s %s %q", op.Verdict, op.Action, op.Target))
 	}
-	return "", fmt.Errorf("not on record as %s %s %q; on record: %s; it said: %s", want, a.Action, o.target, core.Shorten(strings.Join(seen, ", "), 400), core.Shorten(out, 400))
+	return "", fmt.Errorf("not on record as %s %s %q; on record: %s; it said: %s", want, a.Action, target, core.Shorten(strings.Join(seen, ", "), 400), core.Shorten(out, 400))
 }

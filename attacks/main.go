@@ -121,5 +121,12 @@ func runAll(binary, only string, progress func(done, all int, r row)) ([]row, er
 	}
 	close(work)
 	wg.Wait()
+	log, err := l.log()
+	if err != nil {
+		return nil, err
+	}
+	for i := range rows {
+		rows[i].settle(log)
+	}
 	return rows, nil
 }
