@@ -24,10 +24,12 @@ type attack struct {
 	Held   core.Verdict
 	// KernelDecides: when it is allowed the kernel may still refuse it.
 	KernelDecides bool
-	Root          bool   // it works for root alone, without a box
-	NoControl     string // why it is not tried without a box
-	Unrecorded    string // why nothing is on record
-	MayLack       bool   // not every kernel has what it attacks; where it has not, there is nothing to refuse
+	Root          bool     // it works for root alone, without a box
+	NoControl     string   // why it is not tried without a box
+	Unrecorded    string   // why nothing is on record
+	Flags         []string // of sandglass run
+	Grant         bool     // to allow it is to grant the one socket that it is aimed at
+	MayLack       bool     // not every kernel has what it attacks; where it has not, there is nothing to refuse
 }
 
 // want is the verdict on record when the surface is set to v.
@@ -100,7 +102,7 @@ func table() []attack {
 			t[i].Target = t[i].Args[0]
 		}
 	}
-	return append(append(t, devices()...), calls()...)
+	return append(append(append(t, devices()...), calls()...), variants()...)
 }
 
 // devices are opened: nodes that are made for it, of a device that gives zeros.

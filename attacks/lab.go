@@ -172,7 +172,12 @@ func (l *lab) boxed(n int, a attack, v core.Verdict, control bool) (cell string,
 	}
 	defer o.close()
 	box := fmt.Sprintf("a%d-%s", n, v.Verb())
-	cmd := []string{l.binary, "run", "--box", box, "--rm", "--set", string(a.Surface) + "=" + v.Verb(), "--"}
+	cmd := append([]string{l.binary, "run", "--box", box, "--rm"}, a.Flags...)
+	if a.Grant && v == core.Allowed {
+		cmd = append(cmd, "--connect", o.args[0], "--")
+	} else {
+		cmd = append(cmd, "--set", string(a.Surface)+"="+v.Verb(), "--")
+	}
 	out, code, err := l.run(o.dir, nil, o.wrap(append(cmd, l.argv(a.Program, o.args)...))...)
 	if err != nil {
 		return "", err
