@@ -24,6 +24,7 @@ var programs embed.FS
 type lab struct {
 	binary, dir, state string
 	broken             map[string]string // programs that could not be made, and why
+	python             string            // itself: what PATH leads to may be a script that looks for it, for seconds in a box
 }
 
 // patience bounds each program; an attack that hangs has failed.
@@ -41,6 +42,11 @@ func newLab(binary string) (*lab, error) {
 	if err := os.Mkdir(l.state, 0o700); err != nil {
 		return nil, err
 	}
+	out, err := exec.Command("python3", "-c", "import sys; print(sys.executable)").Output()
+	if err != nil {
+		return nil, fmt.Errorf("python3: %w", err)
+	}
+	l.python = strings.TrimSpace(string(out))
 	ents, err := programs.ReadDir("programs")
 	if err != nil {
 		return nil, err
@@ -73,7 +79,7 @@ func (l *lab) argv(program string, args []string) []string {
 	file := filepath.Join(l.dir, program)
 	switch filepath.Ext(program) {
 	case ".py":
-		return append([]string{"python3", file}, args...)
+		return append([]string{l.python, file}, args...)
 	case ".c":
 		return append([]string{strings.TrimSuffix(file, ".c")}, args...)
 	}
