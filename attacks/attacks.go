@@ -60,7 +60,7 @@ func table() []attack {
 		{Row: "E2", Name: "process_vm_writev", Program: "memory.py", Surface: core.ProcessMemory, Action: core.ActMemory, Set: memory, Always: true, Held: core.Blocked},
 		{Row: "E2", Name: "/proc/PID/mem", Program: "procmem.py", Surface: core.ProcessMemory, Action: core.ActMemory, Set: memory, Always: true, Held: core.Blocked},
 		{Row: "E2", Name: "ptrace", Program: "ptrace.py", Surface: core.ProcessMemory, Action: core.ActTrace, Set: memory, Always: true, Held: core.Blocked},
-		{Row: "F9", Name: "pidfd_getfd", Program: "getfd.py", Surface: core.ProcessMemory, Set: descriptor, Unrecorded: "pidfd_open finds no such process"},
+		{Row: "F9", Name: "pidfd_getfd", Program: "getfd.py", Surface: core.ProcessSignal, Action: core.ActSignal, Set: descriptor, Always: true, Held: core.Blocked},
 
 		{Row: "F1", Name: "a path socket", Program: "stream.py", Surface: core.IPCUnix, Action: core.ActConnect, Set: pathServer},
 		{Row: "F1", Name: "a datagram, sendto", Program: "datagram.py", Surface: core.IPCUnix, Action: core.ActSend, Set: datagrams("sendto")},
