@@ -89,7 +89,7 @@ func (s *supervisor) socket(c sys.Call, family, kind, proto int) answer {
 	e := syscall.EAFNOSUPPORT
 	switch k := kind &^ (syscall.SOCK_CLOEXEC | syscall.SOCK_NONBLOCK); family {
 	case syscall.AF_UNIX:
-		return answer{}
+		return s.unixSocket(c, k)
 	case syscall.AF_INET, syscall.AF_INET6:
 		switch {
 		case k == syscall.SOCK_STREAM && (proto == 0 || proto == protoTCP), k == syscall.SOCK_DGRAM && (proto == 0 || proto == protoUDP),
@@ -115,6 +115,21 @@ func (s *supervisor) socket(c sys.Call, family, kind, proto int) answer {
 		return answer{ops: [2]*core.Operation{{Surface: core.IPCSocket, Action: core.ActSocket, Target: target, Verdict: core.Allowed, Rule: dec.Rule, Detail: d}}}
 	}
 	return s.refuse(core.IPCSocket, core.ActSocket, target, dec.Rule, e, d)
+}
+
+// unixSocket judges the making of a Unix socket. Who has one for datagrams can send to any
+// abstract name of the network, by an address in memory that changes after any look: on the
+// caller's network, without the second wall, there is none. Of SOCK_RAW the kernel makes a
+// socket for datagrams (net/unix/af_unix.c, unix_create).
+func (s *supervisor) unixSocket(c sys.Call, kind int) answer {
+	if !s.hostNet || s.wall.Scoped || kind != syscall.SOCK_DGRAM && kind != syscall.SOCK_RAW {
+		return answer{}
+	}
+	if s.policy.Load().Decide(core.IPCUnix).Verdict == core.Allowed {
+		return answer{}
+	}
+	return s.refuse(core.IPCUnix, core.ActSocket, sys.FamilyName(syscall.AF_UNIX)+" "+sys.SocketTypeName(kind), "no second wall",
+		syscall.EPROTONOSUPPORT, core.Detail{"call": c.String()})
 }
 
 // sockaddr copies an address of the box.
