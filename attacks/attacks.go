@@ -24,10 +24,12 @@ type attack struct {
 	Held   core.Verdict
 	// KernelDecides: when it is allowed the kernel may still refuse it.
 	KernelDecides bool
-	Root          bool   // it works for root alone, without a box
-	NoControl     string // why it is not tried without a box
-	Unrecorded    string // why nothing is on record
-	MayLack       bool   // not every kernel has what it attacks; where it has not, there is nothing to refuse
+	Root          bool     // it works for root alone, without a box
+	NoControl     string   // why it is not tried without a box
+	Unrecorded    string   // why nothing is on record
+	Flags         []string // of sandglass run
+	Grant         bool     // to allow it is to grant the one socket that it is aimed at
+	MayLack       bool     // not every kernel has what it attacks; where it has not, there is nothing to refuse
 }
 
 // want is the verdict on record when the surface is set to v.
@@ -58,7 +60,7 @@ func table() []attack {
 		{Row: "E2", Name: "process_vm_writev", Program: "memory.py", Surface: core.ProcessMemory, Action: core.ActMemory, Set: memory, Always: true, Held: core.Blocked},
 		{Row: "E2", Name: "/proc/PID/mem", Program: "procmem.py", Surface: core.ProcessMemory, Action: core.ActMemory, Set: memory, Always: true, Held: core.Blocked},
 		{Row: "E2", Name: "ptrace", Program: "ptrace.py", Surface: core.ProcessMemory, Action: core.ActTrace, Set: memory, Always: true, Held: core.Blocked},
-		{Row: "F9", Name: "pidfd_getfd", Program: "getfd.py", Surface: core.ProcessMemory, Set: descriptor, Unrecorded: "pidfd_open finds no such process"},
+		{Row: "F9", Name: "pidfd_getfd", Program: "getfd.py", Surface: core.ProcessSignal, Action: core.ActSignal, Set: descriptor, Always: true, Held: core.Blocked},
 
 		{Row: "F1", Name: "a path socket", Program: "stream.py", Surface: core.IPCUnix, Action: core.ActConnect, Set: pathServer},
 		{Row: "F1", Name: "a datagram, sendto", Program: "datagram.py", Surface: core.IPCUnix, Action: core.ActSend, Set: datagrams("sendto")},
@@ -102,7 +104,7 @@ func table() []attack {
 			t[i].Target = t[i].Args[0]
 		}
 	}
-	return append(append(t, devices()...), calls()...)
+	return append(append(append(t, devices()...), calls()...), variants()...)
 }
 
 // devices are opened: nodes that are made for it, of a device that gives zeros.

@@ -24,6 +24,7 @@ var programs embed.FS
 type lab struct {
 	binary, dir, state string
 	broken             map[string]string // programs that could not be made, and why
+	python             string            // itself: what PATH leads to may be a script that looks for it, for seconds in a box
 }
 
 // patience bounds each program; an attack that hangs has failed.
@@ -41,6 +42,11 @@ func newLab(binary string) (*lab, error) {
 	if err := os.Mkdir(l.state, 0o700); err != nil {
 		return nil, err
 	}
+	out, err := exec.Command("python3", "-c", "import sys; print(sys.executable)").Output()
+	if err != nil {
+		return nil, fmt.Errorf("python3: %w", err)
+	}
+	l.python = strings.TrimSpace(string(out))
 	ents, err := programs.ReadDir("programs")
 	if err != nil {
 		return nil, err
@@ -68,20 +74,12 @@ func (l *lab) close() {
 	os.RemoveAll(l.dir)
 }
 
-// python is the system's own where there is one: another may be a script that looks for it.
-var python = func() string {
-	if exists("/usr/bin/python3") {
-		return "/usr/bin/python3"
-	}
-	return "python3"
-}()
-
 // argv is how a program is called.
 func (l *lab) argv(program string, args []string) []string {
 	file := filepath.Join(l.dir, program)
 	switch filepath.Ext(program) {
 	case ".py":
-		return append([]string{python, file}, args...)
+		return append([]string{l.python, file}, args...)
 	case ".c":
 		return append([]string{strings.TrimSuffix(file, ".c")}, args...)
 	}
@@ -223,7 +221,12 @@ func (l *lab) boxed(n int, a attack, v core.Verdict, control bool) (check check,
 	}
 	defer o.close()
 	box := fmt.Sprintf("a%d-%s", n, v.Verb())
-	cmd := []string{l.binary, "run", "--box", box, "--rm", "--set", string(a.Surface) + "=" + v.Verb(), "--"}
+	cmd := append([]string{l.binary, "run", "--box", box, "--rm"}, a.Flags...)
+	if a.Grant && v == core.Allowed {
+		cmd = append(cmd, "--connect", o.args[0], "--")
+	} else {
+		cmd = append(cmd, "--set", string(a.Surface)+"="+v.Verb(), "--")
+	}
 	out, code, err := l.run(o.dir, nil, o.wrap(append(cmd, l.argv(a.Program, o.args)...))...)
 	if err != nil {
 		return nil, err

@@ -297,7 +297,7 @@ func memory(o *outside) error {
 }
 
 func descriptor(o *outside) error {
-	v, err := o.victimWithCanary() // harmed is of the canary, which the victim has open
+	v, err := o.victimWithCanary() // harmed is of the canary, which the victim has open; pidfd_open(2) is where it ends in a box
 	if err == nil {
 		o.args = []string{strconv.Itoa(v.pid), strconv.Itoa(v.fd)}
 	}

@@ -108,7 +108,7 @@ func (l *lab) run(o runOpts, argv ...string) result {
 		o.box = "b"
 	}
 	if o.ctx == nil {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		defer cancel()
 		o.ctx = ctx
 	}

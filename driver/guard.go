@@ -23,7 +23,7 @@ var processTraps = []trap{
 	{call: sys.CallSchedSetattr, mask: anyBit},
 	{call: sys.CallPrlimit64, mask: anyBit, also: 1, value: rlimitCore},
 	{call: sys.CallPtrace, values: []uint32{ptraceTraceme, ptraceAttach, ptraceSeize}},
-	{call: sys.CallProcessVMReadv}, {call: sys.CallProcessVMWritev}, {call: sys.CallPidfdGetfd}, {call: sys.CallProcessMadvise}, {call: sys.CallKcmp},
+	{call: sys.CallProcessVMReadv}, {call: sys.CallProcessVMWritev}, {call: sys.CallPidfdOpen}, {call: sys.CallPidfdGetfd}, {call: sys.CallProcessMadvise}, {call: sys.CallKcmp},
 }
 
 const (
@@ -107,6 +107,11 @@ func (s *supervisor) judgeProcess(c sys.Call) (answer, bool) {
 		return one(core.ProcessMemory, core.ActMemory, pid(0), core.Detail{"how": "write"})
 	case sys.CallProcessMadvise:
 		return s.toProcess(c, core.ProcessMemory, core.ActMemory, s.pidfdTarget(int32(a[0])), core.Detail{"how": "advise"}), true
+	case sys.CallPidfdOpen: // where what is done by such a descriptor ends, for a process outside
+		if p := s.procs.named(pid(0)); p.none {
+			return s.refuse(core.ProcessSignal, core.ActSignal, p.text, "pid namespace", syscall.ESRCH, core.Detail{"call": c.String(), "signal": "0"}), true
+		}
+		return answer{}, true
 	case sys.CallPidfdGetfd:
 		return s.toProcess(c, core.ProcessMemory, core.ActGetfd, s.pidfdTarget(int32(a[0])), core.Detail{"fd": strconv.Itoa(pid(1))}), true
 	case sys.CallKcmp:

@@ -36,6 +36,8 @@ const (
 	maxDatagram = 64 << 10  // of a datagram that the supervisor sends for the box
 	msgFastOpen = 1 << 29   // MSG_FASTOPEN: connects without connect(2)
 	sizeMsghdr  = 56        // struct msghdr on 64-bit machines
+	sizeMmsghdr = 64        // struct mmsghdr
+	maxMessages = 1024      // UIO_MAXIOV: the kernel takes no more of sendmmsg(2)
 	maxUnixList = 256 << 10 // bytes of /proc/net/unix that are looked through
 	maxAbstract = 4096      // names of the box's own that are remembered
 )
@@ -58,6 +60,9 @@ func (s *supervisor) judgeSocket(c sys.Call) (answer, bool) {
 		}
 		if flags&msgFastOpen != 0 && s.hostNet {
 			return s.noFastOpen(c), true
+		}
+		if c == sys.CallSendmmsg {
+			return s.sendMany(int32(a[0]), a[1], uint32(a[2]), flags), true
 		}
 		return s.sendMsg(c, int32(a[0]), a[1], flags), true
 	case sys.CallSocket, sys.CallSocketpair:
@@ -84,7 +89,7 @@ func (s *supervisor) socket(c sys.Call, family, kind, proto int) answer {
 	e := syscall.EAFNOSUPPORT
 	switch k := kind &^ (syscall.SOCK_CLOEXEC | syscall.SOCK_NONBLOCK); family {
 	case syscall.AF_UNIX:
-		return answer{}
+		return s.unixSocket(c, k)
 	case syscall.AF_INET, syscall.AF_INET6:
 		switch {
 		case k == syscall.SOCK_STREAM && (proto == 0 || proto == protoTCP), k == syscall.SOCK_DGRAM && (proto == 0 || proto == protoUDP),
@@ -110,6 +115,21 @@ func (s *supervisor) socket(c sys.Call, family, kind, proto int) answer {
 		return answer{ops: [2]*core.Operation{{Surface: core.IPCSocket, Action: core.ActSocket, Target: target, Verdict: core.Allowed, Rule: dec.Rule, Detail: d}}}
 	}
 	return s.refuse(core.IPCSocket, core.ActSocket, target, dec.Rule, e, d)
+}
+
+// unixSocket judges the making of a Unix socket. Who has one for datagrams can send to any
+// abstract name of the network, by an address in memory that changes after any look: on the
+// caller's network, without the second wall, there is none. Of SOCK_RAW the kernel makes a
+// socket for datagrams (net/unix/af_unix.c, unix_create).
+func (s *supervisor) unixSocket(c sys.Call, kind int) answer {
+	if !s.hostNet || s.wall.Scoped || kind != syscall.SOCK_DGRAM && kind != syscall.SOCK_RAW {
+		return answer{}
+	}
+	if s.policy.Load().Decide(core.IPCUnix).Verdict == core.Allowed {
+		return answer{}
+	}
+	return s.refuse(core.IPCUnix, core.ActSocket, sys.FamilyName(syscall.AF_UNIX)+" "+sys.SocketTypeName(kind), "no second wall",
+		syscall.EPROTONOSUPPORT, core.Detail{"call": c.String()})
 }
 
 // sockaddr copies an address of the box.
@@ -193,8 +213,31 @@ func (s *supervisor) sendTo(c sys.Call, fd int32, addr, size, data, length uint6
 	return s.send(peerCall{act: core.ActSend, call: c, fd: fd, addr: b, data: data, size: length, flags: flags, fixed: true})
 }
 
-// sendMsg judges sendmsg(2) and sendmmsg(2), the latter by its first message: what the
-// kernel makes of the others the same walls bound.
+// sendMany judges sendmmsg(2), message by message: the call is refused for the first that
+// is, which the kernel would send the others before. All are on record but those between the
+// first and the one that is refused.
+func (s *supervisor) sendMany(fd int32, msgs uint64, n, flags uint32) (all answer) {
+	for i := range uint64(min(n, maxMessages)) {
+		a := s.sendMsg(sys.CallSendmmsg, fd, msgs+i*sizeMmsghdr, flags)
+		switch {
+		case i == 0:
+			all = a
+		case a.errno != 0 || a.do != nil:
+			if all.dropped != nil {
+				all.dropped()
+			}
+			a.ops[1] = a.ops[0]
+			a.ops[0] = all.ops[0]
+			return a
+		}
+		if all.errno != 0 || all.do != nil {
+			return all
+		}
+	}
+	return all
+}
+
+// sendMsg judges sendmsg(2), or one message of sendmmsg(2).
 func (s *supervisor) sendMsg(c sys.Call, fd int32, msg uint64, flags uint32) answer {
 	var h [sizeMsghdr]byte // struct msghdr: name, namelen, iov, iovlen, control, controllen, flags
 	if n, e := sys.ReadMem(int(s.n.TID), msg, h[:]); e != 0 || n < len(h) {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/driver/sys"
 )
 
 func init() {
@@ -360,5 +361,41 @@ func TestASessionBusOfItsOwn(t *testing.T) {
 	}
 	if !asked || !written {
 		t.Errorf("on record: asked %v, written %v", asked, written)
+	}
+}
+
+// Without the second wall a datagram could leave for any abstract name of the caller's
+// network, by an address that is rewritten after the look.
+func TestDatagramsOnTheCallersNetworkNeedTheSecondWall(t *testing.T) {
+	for _, c := range []struct {
+		host, scoped, allowed bool
+		kind                  int
+		refused               bool
+	}{
+		{host: true, kind: syscall.SOCK_DGRAM | syscall.SOCK_CLOEXEC, refused: true},
+		{host: true, kind: syscall.SOCK_RAW, refused: true},
+		{host: true, kind: syscall.SOCK_STREAM},
+		{host: true, kind: syscall.SOCK_SEQPACKET},
+		{host: true, scoped: true, kind: syscall.SOCK_DGRAM},
+		{host: true, allowed: true, kind: syscall.SOCK_DGRAM},
+		{kind: syscall.SOCK_DGRAM},
+	} {
+		p, err := core.BuiltinPolicy("")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.allowed {
+			if err := p.Set("ipc.unix", "allow"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s := &supervisor{hostNet: c.host, wall: secondWall{Scoped: c.scoped}}
+		s.policy.Store(p)
+		for _, call := range []sys.Call{sys.CallSocket, sys.CallSocketpair} {
+			a := s.socket(call, syscall.AF_UNIX, c.kind, 0)
+			if refused := a.errno != 0; refused != c.refused || refused && (a.ops[0] == nil || a.ops[0].Surface != core.IPCUnix) {
+				t.Errorf("%v %+v: errno %v, on record: %v", call, c, a.errno, a.ops[0])
+			}
+		}
 	}
 }

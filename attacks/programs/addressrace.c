@@ -10,10 +10,15 @@
 static struct sockaddr_un own, victim, address;
 static volatile int over;
 
+/* Without it the compiler drops the first of two writes to one place. */
+#define BARRIER __asm__ volatile("" ::: "memory")
+
 static void *rewrite(void *unused) {
 	while (!over) {
 		memcpy(&address, &own, sizeof address);
+		BARRIER;
 		memcpy(&address, &victim, sizeof address);
+		BARRIER;
 	}
 	return unused;
 }

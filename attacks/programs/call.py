@@ -14,6 +14,6 @@ for a in sys.argv[2:]:
         args.append(ctypes.c_long(int(a, 0)))
 r = libc.syscall(ctypes.c_long(int(sys.argv[1], 0)), *args)
 e = ctypes.get_errno()
-if r < 0 and e in (1, 13, 38, 95):  # EPERM, EACCES, ENOSYS, EOPNOTSUPP
+if r < 0 and e in (1, 3, 13, 38, 95):  # EPERM, ESRCH, EACCES, ENOSYS, EOPNOTSUPP
     sys.exit("errno %d" % e)
 print("result", r, "errno", e if r < 0 else 0)

@@ -8,10 +8,15 @@
 static char path[4096], own[4096], victim[4096];
 static volatile int over;
 
+/* Without it the compiler drops the first of two writes to one place. */
+#define BARRIER __asm__ volatile("" ::: "memory")
+
 static void *rewrite(void *unused) {
 	while (!over) {
 		memcpy(path, own, sizeof path);
+		BARRIER;
 		memcpy(path, victim, sizeof path);
+		BARRIER;
 	}
 	return unused;
 }

@@ -107,6 +107,7 @@ const (
 	CallProcessVMReadv
 	CallProcessVMWritev
 	CallPidfdGetfd
+	CallPidfdOpen
 	CallProcessMadvise
 	CallKcmp
 	CallReboot
@@ -242,6 +243,7 @@ var callNames = [numCalls]string{
 	CallProcessVMReadv:    "process_vm_readv",
 	CallProcessVMWritev:   "process_vm_writev",
 	CallPidfdGetfd:        "pidfd_getfd",
+	CallPidfdOpen:         "pidfd_open",
 	CallProcessMadvise:    "process_madvise",
 	CallKcmp:              "kcmp",
 	CallReboot:            "reboot",
@@ -378,6 +380,7 @@ var amd64Numbers = [numCalls]int32{
 	CallProcessVMReadv:    310,
 	CallProcessVMWritev:   311,
 	CallPidfdGetfd:        438,
+	CallPidfdOpen:         434,
 	CallProcessMadvise:    440,
 	CallKcmp:              312,
 	CallReboot:            169,
@@ -509,6 +512,7 @@ var arm64Numbers = [numCalls]int32{
 	CallProcessVMReadv:    270,
 	CallProcessVMWritev:   271,
 	CallPidfdGetfd:        438,
+	CallPidfdOpen:         434,
 	CallProcessMadvise:    440,
 	CallKcmp:              272,
 	CallReboot:            142,
