@@ -24,12 +24,14 @@ type attack struct {
 	Held   core.Verdict
 	// KernelDecides: when it is allowed the kernel may still refuse it.
 	KernelDecides bool
-	Root          bool     // it works for root alone, without a box
-	NoControl     string   // why it is not tried without a box
-	Unrecorded    string   // why nothing is on record
-	Flags         []string // of sandglass run
-	Grant         bool     // to allow it is to grant the one socket that it is aimed at
-	MayLack       bool     // not every kernel has what it attacks; where it has not, there is nothing to refuse
+	// Never: what is allowed is less than what the attack wants; outside stays unharmed.
+	Never      bool
+	Root       bool     // it works for root alone, without a box
+	NoControl  string   // why it is not tried without a box
+	Unrecorded string   // why nothing is on record
+	Flags      []string // of sandglass run
+	Grant      bool     // to allow it is to grant the one socket that it is aimed at
+	MayLack    bool     // not every kernel has what it attacks; where it has not, there is nothing to refuse
 }
 
 // want is the verdict on record when the surface is set to v.

@@ -233,7 +233,7 @@ func (l *lab) boxed(n int, a attack, v core.Verdict, control bool) (check check,
 	}
 	reached := o.reached(code)
 	want := a.want(v)
-	wantReached := v == core.Allowed && want == core.Allowed
+	wantReached := v == core.Allowed && want == core.Allowed && !a.Never
 	if reached && !wantReached && o.harmed != nil {
 		return nil, fmt.Errorf("outside was reached: exit code %d %s", code, out)
 	}
@@ -266,6 +266,8 @@ func recorded(a attack, want core.Verdict, target *regexp.Regexp, reached bool, 
 			switch {
 			case want == core.Allowed && reached:
 				return "reached", nil
+			case want == core.Allowed && a.Never:
+				return "allowed, held by the relay", nil
 			case want == core.Allowed:
 				return "allowed, held by the kernel", nil
 			case want == core.Redirected:

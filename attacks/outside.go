@@ -146,6 +146,20 @@ func node(o *outside) error {
 	return nil
 }
 
+// mkdirs makes a directory with what is above it; what it makes goes at the end.
+func (o *outside) mkdirs(dir string) error {
+	var made []string
+	for d := dir; !exists(d); d = filepath.Dir(d) {
+		made = append(made, d)
+	}
+	o.end(func() { // the deepest first
+		for _, d := range made {
+			os.Remove(d)
+		}
+	})
+	return os.MkdirAll(dir, 0o755)
+}
+
 // deviceNode makes a node of a device that gives zeros, where there is none. An ordinary user
 // cannot: then the device is not there, and the attack is refused as if it were.
 func deviceNode(o *outside) error {
@@ -154,15 +168,8 @@ func deviceNode(o *outside) error {
 	}
 	const zero = 1<<8 | 5
 	p := o.args[0]
-	for d := filepath.Dir(p); d != "/dev"; d = filepath.Dir(d) {
-		if os.Mkdir(d, 0o755) == nil {
-			o.end(func() { os.Remove(d) })
-		} else if _, err := os.Stat(filepath.Dir(d)); err != nil {
-			if err := os.MkdirAll(d, 0o755); err != nil {
-				return err
-			}
-			o.end(func() { os.Remove(d) })
-		}
+	if err := o.mkdirs(filepath.Dir(p)); err != nil {
+		return err
 	}
 	err := syscall.Mknod(p, syscall.S_IFCHR|0o666, zero)
 	switch {
@@ -364,16 +371,7 @@ func runServer(p string) func(*outside) error {
 		if exists(p) {
 			return fmt.Errorf("%s is there already", p)
 		}
-		var made []string
-		for d := filepath.Dir(p); !exists(d); d = filepath.Dir(d) {
-			made = append(made, d)
-		}
-		o.end(func() { // the deepest first
-			for _, d := range made {
-				os.Remove(d)
-			}
-		})
-		if err := os.MkdirAll(filepath.Dir(p), 0o700); err != nil {
+		if err := o.mkdirs(filepath.Dir(p)); err != nil {
 			return err
 		}
 		_, err := o.server("unix", p)

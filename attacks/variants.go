@@ -33,7 +33,7 @@ func variants() []attack {
 		{Row: "F2", Name: "rewrite the address, host network", Program: "sendrace.c", Surface: core.IPCUnix, Action: core.ActSend, Set: sendRace(true), Flags: host, KernelDecides: true},
 		{Row: "F1", Name: "rewrite the address during sendto", Program: "sendrace.c", Surface: core.IPCUnix, Action: core.ActSend, Set: sendRace(false), KernelDecides: true},
 		{Row: "F1", Name: "rewrite the address, host network", Program: "addressrace.c", Surface: core.IPCUnix, Action: core.ActConnect, Set: addressRace, Flags: host},
-		{Row: "F9", Name: "SCM_RIGHTS of a directory", Program: "rights.py", Surface: core.IPCUnix, Action: core.ActConnect, Set: rightsGiver, Grant: true},
+		{Row: "F9", Name: "SCM_RIGHTS of a directory", Program: "rights.py", Surface: core.IPCUnix, Action: core.ActConnect, Set: rightsGiver, Grant: true, Never: true},
 		{Row: "F4", Name: "ssh-agent, granted", Program: "agent.sh", Surface: core.IPCAgent, Action: core.ActConnect, Set: agent, Grant: true},
 		{Row: "F6", Name: "System V semaphores", Program: "queue.py", Surface: core.IPCShm, Action: core.ActAttach, Set: sysvObject("sem")},
 		{Row: "F6", Name: "System V queue", Program: "queue.py", Surface: core.IPCShm, Action: core.ActAttach, Set: sysvObject("msg")},

@@ -204,6 +204,7 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 	}()
 	s.serve() // until no process is left
 	s.performer.end()
+	s.relays.close()
 	s.l.Close()
 	ws, werr := r.child.Wait()
 	reaped = true

@@ -406,35 +406,13 @@ func (s *supervisor) abstractPeer(p peerCall, name string) answer {
 	if s.hostNet && p.act != core.ActConnect && s.wall.Scoped { // out of the box's reach
 		return s.sendFor(p, op, sys.UnixAddr(name), -1)
 	}
-	if s.hostNet {
-		return s.reach(p, op)
-	}
 	if p.act != core.ActConnect {
+		if s.hostNet {
+			return s.reach(p, op)
+		}
 		return s.refuse(sf, p.act, name, "a datagram to an abstract name", syscall.ECONNREFUSED, p.detail())
 	}
-	sock, e := s.theirSocket(p.fd)
-	if e != 0 {
-		return answer{errno: e, ops: [2]*core.Operation{op}}
-	}
-	_, kind, err := sys.SocketKind(sock)
-	sys.CloseFD(sock)
-	flags, ok := sys.DescriptorFlags(int(s.n.TID), int(p.fd))
-	if err != nil || !ok {
-		return answer{errno: syscall.EBADF, ops: [2]*core.Operation{op}}
-	}
-	op.Detail["how"] = "a socket of the supervisor's"
-	// A socket finds names of the namespace it was made in: the box's would not do.
-	return answer{ops: [2]*core.Operation{op}, do: func() performed {
-		fd, err := sys.UnixSocket(kind, flags&syscall.O_NONBLOCK)
-		if err != nil {
-			return performed{errno: syscall.ENOBUFS}
-		}
-		if e := sys.Connect(fd, sys.UnixAddr(name)); e != 0 {
-			sys.CloseFD(fd)
-			return performed{errno: e}
-		}
-		return performed{replace: true, fd: fd, at: int(p.fd), cloexec: flags&syscall.O_CLOEXEC != 0}
-	}}
+	return s.relay(p, op, sys.UnixAddr(name), -1)
 }
 
 // binds remembers the abstract name that the box binds, for the log alone: whose a name is
@@ -504,7 +482,7 @@ func (s *supervisor) grant(p peerCall, op *core.Operation, name string) answer {
 		return answer{errno: syscall.ECONNREFUSED, ops: [2]*core.Operation{s.failed(op, syscall.ECONNREFUSED)}}
 	}
 	if p.act == core.ActConnect {
-		return s.connectFor(p, op, sys.FDAddr(place), place)
+		return s.relay(p, op, sys.FDAddr(place), place)
 	}
 	return s.sendFor(p, op, sys.FDAddr(place), place)
 }

@@ -170,6 +170,7 @@ type supervisor struct {
 	sockets   map[string]core.Surface // that the caller's environment points at
 	limits    limiter
 	outside   *outside
+	relays    relays
 
 	n    *sys.Notif
 	p    *proc

@@ -56,6 +56,23 @@ func UnixSocket(kind, flags int) (int, error) {
 	return unix.Socket(unix.AF_UNIX, kind|flags|unix.SOCK_CLOEXEC, 0)
 }
 
+// UnixPair makes a pair of connected Unix sockets of that type: flags, which are SOCK_*, are of
+// the second alone.
+func UnixPair(kind, flags int) (a, b int, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, -1, err
+	}
+	if flags&unix.SOCK_NONBLOCK != 0 {
+		if err := unix.SetNonblock(fds[1], true); err != nil {
+			unix.Close(fds[0])
+			unix.Close(fds[1])
+			return -1, -1, err
+		}
+	}
+	return fds[0], fds[1], nil
+}
+
 // Connect is connect(2) with an address as the kernel takes it. It may block.
 func Connect(fd int, addr []byte) syscall.Errno {
 	_, _, e := unix.Syscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(addr))), uintptr(len(addr)))
