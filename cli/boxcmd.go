@@ -3,6 +3,7 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"strconv"
 	"time"
 
@@ -126,7 +127,7 @@ func (h Home) boxInfo(name string) (*boxInfo, error) {
 		return nil, err
 	}
 	i := &boxInfo{Box: b, Running: []sessionRef{}}
-	if i.Bytes, i.Files, err = driver.BoxSize(h.box(name)); err != nil {
+	if i.Bytes, i.Files, err = driver.BoxSize(h.box(name)); err != nil && !errors.Is(err, fs.ErrPermission) { // of closed folders
 		return nil, fmt.Errorf("box %s: %w", name, err)
 	}
 	refs, err := driver.Running(h.box(name))

@@ -40,6 +40,7 @@ const (
 	maxOrder      = 8 << 10
 	orderPatience = 5 * time.Second
 	maxOrders     = 8 // at a time
+	acceptAgain   = 50 * time.Millisecond
 )
 
 // orders is the session's end of it.
@@ -72,7 +73,13 @@ func (r *run) remote() (*orders, error) {
 			slots <- struct{}{}
 			c, err := l.Accept()
 			if err != nil {
-				return
+				<-slots
+				select {
+				case <-o.over:
+					return
+				case <-time.After(acceptAgain): // no descriptor is free: a box can have it so for a while
+					continue
+				}
 			}
 			o.wg.Go(func() {
 				served := make(chan struct{})
@@ -102,8 +109,8 @@ func (r *run) remote() (*orders, error) {
 }
 
 func (o *orders) close() {
-	o.l.Close()
 	close(o.over)
+	o.l.Close()
 	os.Remove(o.path)
 	o.wg.Wait()
 }
@@ -181,15 +188,50 @@ func (r *run) freeze() error {
 	if r.frozen {
 		return nil
 	}
-	r.still = nil
+	r.stopped = nil
 	for _, pid := range r.proc.pids() {
-		if st, ok := r.proc.stat(pid); ok && (st.State == 'T' || st.State == 't') && len(r.still) < maxStill {
-			r.still = append(r.still, pid)
+		if st, ok := r.proc.stat(pid); ok && (st.State == 'T' || st.State == 't') && len(r.stopped) < maxStill {
+			r.stopped = append(r.stopped, pid)
 		}
 	}
 	r.setFrozen(true)
-	return r.tellStage(stageMsg{Op: "freeze"}, core.ActFreeze)
+	// What was under way can still wake one process or another: it is said again until all
+	// stand still.
+	act := core.ActFreeze
+	for range freezeTries {
+		if err := r.tellStage(stageMsg{Op: "freeze"}, act); err != nil {
+			return err
+		}
+		act = ""
+		if r.still(freezeLooks) {
+			return nil
+		}
+	}
+	return core.Hint(errors.New("freeze: not all processes stand still"), "they wake each other; `sandglass kill` ends them")
 }
+
+// still waits, not for long, until no process of the session runs. One in an uninterruptible
+// state waits: for a call that is not answered, for its child, for a disk.
+func (r *run) still(looks int) bool {
+	for range looks {
+		moving := false
+		for _, pid := range r.proc.pids() {
+			st, ok := r.proc.stat(pid)
+			moving = moving || ok && (st.State == 'R' || st.State == 'S')
+		}
+		if !moving {
+			return true
+		}
+		time.Sleep(freezeRest)
+	}
+	return false
+}
+
+const (
+	freezeTries = 20
+	freezeLooks = 5
+	freezeRest  = 10 * time.Millisecond
+)
 
 // thaw lets them go on, but those that were stopped before.
 func (r *run) thaw() error {
@@ -199,7 +241,7 @@ func (r *run) thaw() error {
 		return nil
 	}
 	r.setFrozen(false)
-	return r.tellStage(stageMsg{Op: "thaw", PIDs: r.still}, core.ActThaw)
+	return r.tellStage(stageMsg{Op: "thaw", PIDs: r.stopped}, core.ActThaw)
 }
 
 // maxStill is how many processes that a box had stopped itself stay so: the numbers go to
@@ -209,8 +251,19 @@ const maxStill = 4096
 func (r *run) setFrozen(f bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.frozen = f; !f {
-		r.thawed = time.Now()
+	if r.frozen = f; f {
+		c := make(chan struct{})
+		r.s.frozen.Store(&c)
+		return
+	}
+	r.s.letGo()
+	r.thawed = time.Now()
+}
+
+// letGo lets the supervisor answer again.
+func (s *supervisor) letGo() {
+	if c := s.frozen.Swap(nil); c != nil {
+		close(*c)
 	}
 }
 
@@ -223,7 +276,9 @@ func (r *run) tellStage(m stageMsg, act core.Action) error {
 	if err := send(r.control, m); err != nil {
 		return fmt.Errorf("%s: %w", m.Op, err)
 	}
-	r.note(act, strings.Join(r.o.Session.Command, " "), nil)
+	if act != "" {
+		r.note(act, strings.Join(r.o.Session.Command, " "), nil)
+	}
 	select {
 	case <-r.done:
 		return nil
@@ -264,7 +319,15 @@ func (r *run) change(o Order) error {
 func (r *run) note(act core.Action, target string, d core.Detail) {
 	op := &core.Operation{Time: time.Now(), Surface: core.SandboxLifecycle, Action: act, Target: target,
 		Verdict: core.Allowed, Outcome: core.Performed, Rule: "ordered", Detail: d}
-	r.notes.Go(func() { r.s.journal.add(op) })
+	r.later(op)
+}
+
+// later logs op, which does not wait for the log. The session's end does.
+func (r *run) later(op *core.Operation) {
+	if op.Time.IsZero() {
+		op.Time = time.Now()
+	}
+	r.notes.Go(func() { r.journal.add(op) })
 }
 
 // Process is a process of a running session.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -42,7 +43,7 @@ func until(ctx context.Context, what func() bool) bool {
 func TestFreezeThawAndKill(t *testing.T) {
 	l := newLab(t)
 	dir := l.boxDir("b")
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	// One child is stopped by the box itself, and stays so; a bomb of short processes goes
 	// on forking while it is frozen.
@@ -67,7 +68,7 @@ func TestFreezeThawAndKill(t *testing.T) {
 					if n, err := Ask(dir, Order{Do: "freeze"}); n != 1 || err != nil {
 						t.Errorf("freeze: %d %v", n, err)
 					}
-					if !until(ctx, func() bool { s := strings.Trim(states(t, dir), "TZ"); return s == "" }) {
+					if !until(ctx, func() bool { return !strings.ContainsAny(states(t, dir), "RS") }) {
 						t.Errorf("not all is frozen: %s", states(t, dir))
 					}
 					if _, err := Ask(dir, Order{Do: "thaw"}); err != nil {
@@ -184,5 +185,80 @@ func TestBadOrdersAreRefused(t *testing.T) {
 	}
 	if n, err := Ask(dir, Order{Do: "kill"}); n != 0 || err != nil {
 		t.Errorf("without a session: %d %v", n, err)
+	}
+}
+
+// Processes that wake each other all the time do not get around being frozen.
+func TestWakingEachOtherIsNoWayAroundFreezing(t *testing.T) {
+	l := newLab(t)
+	dir := l.boxDir("b")
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var once sync.Once
+	r := l.run(runOpts{ctx: ctx, quiet: true, observe: core.ObserveLean, live: func(op *core.Operation) {
+		if op.Surface != core.ProcessSignal {
+			return
+		}
+		once.Do(func() {
+			go func() {
+				defer Ask(dir, Order{Do: "kill"})
+				for range 5 {
+					if _, err := Ask(dir, Order{Do: "freeze"}); err != nil {
+						t.Errorf("freeze: %v", err)
+					}
+					if s := states(t, dir); strings.ContainsAny(s, "RS") {
+						t.Errorf("frozen: %s", s)
+					}
+					if _, err := Ask(dir, Order{Do: "thaw"}); err != nil {
+						t.Errorf("thaw: %v", err)
+					}
+				}
+			}()
+		})
+	}}, "/usr/bin/python3", "-c", `import os, signal
+for i in range(3):
+    if os.fork() == 0: break
+while True: os.kill(-1, signal.SIGCONT)`)
+	if r.code != 137 {
+		t.Errorf("exit code %d %s", r.code, r.stderr)
+	}
+}
+
+// A log that takes nothing holds neither the end of a session nor its limits up.
+func TestALogThatIsHeldHoldsNoOrder(t *testing.T) {
+	for _, name := range []string{"wall-time", "kill"} {
+		l := newLab(t)
+		dir := l.boxDir("b")
+		ended := make(chan struct{})
+		opts := runOpts{quiet: true, ended: func() { close(ended) }, log: func(op *core.Operation) error {
+			if op.Seq > 20 { // the log is full, until the session has ended
+				<-ended
+			}
+			return nil
+		}}
+		if name == "wall-time" {
+			opts.policy = limited("wall-time=2s")
+		} else {
+			go func() {
+				for n := 0; n == 0; n, _ = Ask(dir, Order{Do: "kill"}) {
+					time.Sleep(2 * time.Second) // it is the journal's filling that is waited for
+				}
+			}()
+		}
+		r := l.run(opts, "/usr/bin/python3", "-c", `import os, signal
+while True:
+    # deaths that look like somebody's outside, and calls to fill the log
+    p = os.fork()
+    if p == 0:
+        signal.setitimer(signal.ITIMER_REAL, 0.01); signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        while True: pass
+    for i in range(2000):
+        try: os.open("/nonexistent", os.O_RDONLY)
+        except OSError: pass
+    os.waitpid(p, 0)`)
+		var killed *KilledError
+		if r.code != 137 || !errors.As(r.err, &killed) {
+			t.Errorf("%s: exit code %d, %v %s", name, r.code, r.err, r.stderr)
+		}
 	}
 }

@@ -23,7 +23,7 @@ var knownDevices = []struct {
 }{
 	{core.DeviceDisk, "sd* hd* vd* xvd* nvme* mmcblk* loop* loop-control dm-* md* md/* mapper mapper/* disk disk/* disk/*/* sr* cdrom* dvd* zram* nbd* ram[0-9]* sg* bsg/* st[0-9]* nst[0-9]* mtd* ubi* pmem* bcache* btrfs-control raw/* block/*"},
 	{core.DeviceMemory, "mem kmem port kmsg cpu/*/msr cpu/*/cpuid cpu/* nvram mcelog crash oldmem"},
-	{core.DeviceKeyboard, "input input/* input/*/* uinput uhid hidraw* usb/hiddev* psaux mice mouse* js[0-9]* lirc* rfkill"},
+	{core.DeviceKeyboard, "input input/* input/*/* psaux mice mouse* js[0-9]*"},
 	{core.DeviceScreen, "fb[0-9]* vcs* vcsa* vcsu* tty[0-9]* console vga_arbiter"},
 	{core.DeviceCamera, "video* v4l v4l/* v4l/*/* v4l-subdev* media[0-9]* dvb dvb/* dvb/*/* vbi* radio*"},
 	{core.DeviceSound, "snd snd/* snd/*/* dsp* audio* mixer* midi* sequencer*"},

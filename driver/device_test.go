@@ -16,7 +16,7 @@ func TestDeviceSurface(t *testing.T) {
 	for p, want := range map[string]core.Surface{
 		"/dev/sda": core.DeviceDisk, "/dev/nvme0n1p2": core.DeviceDisk, "/dev/disk/by-uuid/x": core.DeviceDisk, "/dev/mapper/root": core.DeviceDisk,
 		"/dev/mem": core.DeviceMemory, "/dev/kmsg": core.DeviceMemory, "/dev/cpu/0/msr": core.DeviceMemory,
-		"/dev/input/event3": core.DeviceKeyboard, "/dev/uinput": core.DeviceKeyboard, "/dev/fb0": core.DeviceScreen, "/dev/vcsa1": core.DeviceScreen,
+		"/dev/input/event3": core.DeviceKeyboard, "/dev/uinput": core.DeviceOther, "/dev/fb0": core.DeviceScreen, "/dev/vcsa1": core.DeviceScreen,
 		"/dev/tty1": core.DeviceScreen, "/dev/video0": core.DeviceCamera, "/dev/v4l/by-id/cam": core.DeviceCamera, "/dev/snd/pcmC0D0c": core.DeviceSound,
 		"/dev/dri/renderD128": core.DeviceGPU, "/dev/bus/usb/001/002": core.DeviceUSB, "/dev/ttyS0": core.DeviceSerial, "/dev/ttyUSB0": core.DeviceSerial,
 		"/dev/tpmrm0": core.DeviceTPM, "/dev/net/tun": core.DeviceNet, "/dev/kvm": core.DeviceVirtual, "/dev/fuse": core.DeviceFuse, "/dev/whatever": core.DeviceOther,

@@ -2,7 +2,6 @@ package driver
 
 import (
 	"encoding/binary"
-	"os"
 	"strconv"
 	"strings"
 	"syscall"
@@ -156,8 +155,9 @@ func (t *processes) named(inner int) peer {
 // pidfdTarget finds the process of one of the caller's descriptors.
 func (s *supervisor) pidfdTarget(fd int32) peer {
 	const line = "NSpid:"
-	info, err := os.ReadFile("/proc/" + strconv.Itoa(int(s.n.TID)) + "/fdinfo/" + strconv.Itoa(int(fd)))
-	if err == nil {
+	// Of an inotify or epoll descriptor it can be megabytes.
+	info := readBounded("/proc/"+strconv.Itoa(int(s.n.TID))+"/fdinfo/"+strconv.Itoa(int(fd)), 4096)
+	if info != nil {
 		for l := range strings.Lines(string(info)) {
 			if ids := strings.Fields(l); len(ids) > 2 && ids[0] == line {
 				if n, err := strconv.Atoi(ids[len(ids)-1]); err == nil {

@@ -80,6 +80,7 @@ type procStat struct {
 	Parent  int
 	Threads int64
 	CPU     time.Duration // its own and that of the children it has waited for
+	Own     time.Duration // its own
 	Started time.Duration // after the machine's start
 }
 
@@ -104,12 +105,18 @@ func (o *ownProc) stat(pid int) (st procStat, ok bool) {
 	}
 	st.State, st.Parent, st.Threads = f[0][0], int(num(4)), num(20)
 	st.CPU = time.Duration(num(14)+num(15)+num(16)+num(17)) * time.Second / clockTicks
+	st.Own = time.Duration(num(14)+num(15)) * time.Second / clockTicks
 	st.Started = time.Duration(num(22)) * time.Second / clockTicks
 	return st, true
 }
 
-// threads counts the session's threads, without those of its init.
+// threads counts the session's threads, without those of its init; -1 when it cannot.
 func (o *ownProc) threads() (n int64) {
+	d, err := os.Open(o.path)
+	if err != nil {
+		return -1
+	}
+	d.Close()
 	for _, pid := range o.pids() {
 		if st, ok := o.stat(pid); ok && st.State != 'Z' {
 			n += st.Threads

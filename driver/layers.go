@@ -462,16 +462,20 @@ func removeTree(dir string) error {
 }
 
 // BoxSize returns what the box's upper layers hold: bytes on disk and files, whiteouts
-// included.
+// included. With an error it is what could be seen: a box may have closed directories.
 func BoxSize(dir string) (bytes int64, files int, err error) {
 	b := boxDir(dir)
 	ls, err := b.layers()
 	if err != nil {
 		return 0, 0, err
 	}
+	var unread error
 	for _, l := range ls {
 		filepath.WalkDir(b.upper(l), func(p string, d fs.DirEntry, err error) error {
 			if err != nil || p == b.upper(l) {
+				if err != nil && !errors.Is(err, fs.ErrNotExist) {
+					unread = err
+				}
 				return nil
 			}
 			if fi, err := d.Info(); err == nil {
@@ -483,5 +487,5 @@ func BoxSize(dir string) (bytes int64, files int, err error) {
 			return nil
 		})
 	}
-	return bytes, files, nil
+	return bytes, files, unread
 }

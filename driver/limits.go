@@ -157,16 +157,11 @@ func (s *supervisor) affinity(pid int, size, addr uint64) answer {
 	}
 	d["how"] = "by the supervisor"
 	op := &core.Operation{Surface: core.SandboxLimit, Action: core.ActSchedule, Target: "cpus", Verdict: core.Redirected, Rule: "limit", Detail: d}
-	id := s.n.ID
-	return answer{ops: [2]*core.Operation{op}, do: func() performed {
-		if !s.l.Valid(id) { // its number may be another's
-			return performed{errno: syscall.ESRCH}
-		}
-		if err := sys.SetAffinity(tid, got); err != nil {
-			return performed{errno: syscall.EPERM}
-		}
-		return performed{}
-	}}
+	// It waits for its answer, so its number is its own - unless it was killed this moment.
+	if !s.l.Valid(s.n.ID) || sys.SetAffinity(tid, got) != nil {
+		return s.refuse(core.SandboxLimit, core.ActSchedule, "cpus", "limit", syscall.EPERM, d)
+	}
+	return answer{ops: [2]*core.Operation{op}, do: func() performed { return performed{} }}
 }
 
 // coreLimit answers a change of the core dump's limit: nothing is changed, and programs
@@ -232,6 +227,9 @@ func (s *supervisor) fork(c sys.Call) answer {
 		// What was let be made may have ended, or never come to be.
 		if s.now.Sub(l.counted) >= l.rest {
 			l.known, l.since, l.counted = l.count(), 0, s.now
+			if l.known < 0 { // it cannot be counted: no answer is a no
+				l.known = l.Processes
+			}
 			l.rest = max(countAgain, 8*time.Since(s.now)) // a count of thousands takes its time
 		}
 		if l.known+l.since >= l.Processes {

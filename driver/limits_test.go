@@ -340,3 +340,33 @@ func TestABombIsHeldByItsLimit(t *testing.T) {
 		t.Error("the limit is not on record")
 	}
 }
+
+// A parent that has its children reaped unseen hides no time, and one that starts another for
+// each that is killed gets no more memory.
+func TestLimitsAreNotWornDown(t *testing.T) {
+	l := newLab(t)
+	r := l.run(runOpts{quiet: true, policy: limited("cpu-time=2s")}, "/usr/bin/python3", "-c", `import os, signal, time
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+while True:
+    if os.fork() == 0:
+        end = time.process_time() + 1
+        while time.process_time() < end: pass
+        os._exit(0)
+    time.sleep(1)`)
+	if _, ok := hits(r.ops)["cpu-time"]; !ok || r.code != 137 {
+		t.Errorf("exit code %d, %v", r.code, r.err)
+	}
+	r = l.run(runOpts{quiet: true, policy: limited("memory=100M")}, "/usr/bin/python3", "-c", `import os
+def eat():
+    b = bytearray(30 << 20)
+    while True: os.read(r, 1)
+r, w = os.pipe()
+for i in range(20):
+    if os.fork() == 0: eat()
+while True:
+    os.wait()
+    if os.fork() == 0: eat()`)
+	if _, ok := hits(r.ops)["memory"]; !ok || r.code != 137 {
+		t.Errorf("exit code %d, %v", r.code, r.err)
+	}
+}

@@ -130,6 +130,12 @@ func (o *outside) tick(now time.Time) {
 func (o *outside) flush() { o.explain(time.Now()) }
 
 func (o *outside) explain(before time.Time) {
+	for _, op := range o.unexplained(before) {
+		o.emit(&op) // it may have to wait: not with the lock
+	}
+}
+
+func (o *outside) unexplained(before time.Time) (ops []core.Operation) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	n := 0
@@ -146,10 +152,11 @@ func (o *outside) explain(before time.Time) {
 			o.oom = oom
 			d.op.Detail["perhaps"] = "the kernel, for lack of memory"
 		}
-		o.emit(&d.op)
+		ops = append(ops, d.op)
 	}
 	clear(o.dead[n:])
 	o.dead = o.dead[:n]
+	return ops
 }
 
 // oomKills is the kernel's count of processes that it killed for lack of memory.

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -197,4 +198,29 @@ func TestTheEndOfTheInitIsSeen(t *testing.T) {
 	if len(got) != 1 || got[0].Target != "the session's init" || r.code != 125 {
 		t.Errorf("exit code %d, on record %+v", r.code, got)
 	}
+}
+
+// Nobody in the box has asked for its end yet.
+func TestAKillFromOutsideIsSeenBeforeItIsReaped(t *testing.T) {
+	l := newLab(t)
+	sleep := sleepPath(t)
+	seen := make(chan struct{})
+	var once sync.Once
+	begin := started(sleep, func(pid int) {
+		out := outer(t, l.boxDir("b"), pid)
+		waitExe(out, sleep)
+		syscall.Kill(out, syscall.SIGKILL)
+		select {
+		case <-seen:
+		case <-time.After(time.Minute):
+			t.Error("it is not seen")
+		}
+		Ask(l.boxDir("b"), Order{Do: "kill"})
+	})
+	l.run(runOpts{quiet: true, live: func(op *core.Operation) {
+		begin(op)
+		if op.Surface == core.OutsideKill {
+			once.Do(func() { close(seen) })
+		}
+	}}, "/usr/bin/python3", "-c", "import subprocess, time; p = subprocess.Popen(['"+sleep+"', '1000']); time.sleep(1000)")
 }

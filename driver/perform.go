@@ -80,7 +80,10 @@ func (f *performer) answer(id uint64, op *core.Operation, r performed) {
 	case r.proceed:
 		f.l.Proceed(id)
 	case r.inject:
-		f.l.Inject(id, r.fd, r.cloexec)
+		// Where it has no descriptor free the call is not answered by that.
+		if r.errno = f.l.Inject(id, r.fd, r.cloexec); r.errno != 0 {
+			f.l.Reply(id, 0, r.errno)
+		}
 	default:
 		f.l.Reply(id, r.value, 0)
 	}
@@ -88,6 +91,8 @@ func (f *performer) answer(id uint64, op *core.Operation, r performed) {
 		sys.CloseFD(r.fd)
 	}
 	switch {
+	case r.errno != 0 && op.Verdict == core.Blocked:
+		op.Errno = sys.ErrnoName(r.errno)
 	case r.errno != 0:
 		op.Outcome, op.Errno = core.Performed, sys.ErrnoName(r.errno)
 	case !r.proceed:

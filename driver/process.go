@@ -294,6 +294,9 @@ func (t *processes) died(p *proc) {
 		p.ended = true
 		d := core.Detail{}
 		ws, ok := sys.ExitOf(p.pidfd)
+		if !ok { // its parent has not asked yet, or the kernel is older
+			ws, ok = zombieExit(p.tgid)
+		}
 		if ok {
 			if ws.Signaled() {
 				d["signal"] = signalName(ws.Signal())
@@ -325,6 +328,22 @@ func (t *processes) close() {
 	}
 	t.poller.Close()
 	sys.CloseFD(t.ns)
+}
+
+// zombieExit returns the wait status of a process that is dead and not yet reaped: the last
+// field of proc_pid_stat(5).
+func zombieExit(tgid int) (syscall.WaitStatus, bool) {
+	b := readBounded("/proc/"+strconv.Itoa(tgid)+"/stat", 1024)
+	i := bytes.LastIndexByte(b, ')')
+	if i < 0 {
+		return 0, false
+	}
+	f := bytes.Fields(b[i+1:])
+	if len(f) < 50 || string(f[0]) != "Z" {
+		return 0, false
+	}
+	n, err := strconv.ParseUint(string(f[49]), 10, 32)
+	return syscall.WaitStatus(n), err == nil
 }
 
 func signalName(s syscall.Signal) string {

@@ -14,8 +14,11 @@ import (
 // kernel's, the same inside and outside. To uid 0 of the real system it is writable even
 // without a capability - sysctl.c's test_perm asks for the id alone - and a box of root
 // keeps that id: one line into /proc/sys/kernel/core_pattern would be a program that the
-// kernel runs outside. So all of it is read-only, and what tells of the kernel's memory or
-// keys is masked.
+// kernel runs outside; it may even change the mode of its entries, which every /proc of the
+// machine has in common. So every entry that is the kernel's is read-only, and what tells of
+// its memory or keys is masked. On the caller's network /proc/PID/net is the machine's too,
+// and cannot be covered process by process: there, root's /proc is read-only as a whole, and
+// what a process writes about itself in it (oom_score_adj) is the price.
 
 // procMasked are the files of /proc that nobody in a box reads, with their surfaces.
 var procMasked = map[string]core.Surface{
@@ -40,9 +43,13 @@ func procKernel(p string) (name string, ok bool) {
 	return name, true
 }
 
+// procReadOnly says whether a box's /proc is read-only as a whole.
+func procReadOnly(hostNet bool) bool { return hostNet && os.Getuid() == 0 }
+
 // mountProc mounts a /proc of the session's own on target. By it, while it can still be
-// written, the PID namespace is bounded, where the kernel has such bounds; 0: it is not.
-func mountProc(target string, pidMax int64) error {
+// written, the PID namespace is bounded to pidMax, where the kernel has such bounds; 0: it is
+// not. whole: nothing in it can be written, see [procReadOnly].
+func mountProc(target string, pidMax int64, whole bool) error {
 	if err := sys.Mount("proc", target, "proc", sys.NoSuid|sys.NoDev|sys.NoExec, ""); err != nil {
 		return err
 	}
@@ -56,6 +63,11 @@ func mountProc(target string, pidMax int64) error {
 	if err != nil {
 		return fmt.Errorf("list the box's /proc: %w", err)
 	}
+	if whole {
+		if err := sys.MakeReadOnly(target); err != nil {
+			return err
+		}
+	}
 	for _, e := range ents {
 		if _, ok := procKernel("/proc/" + e.Name()); !ok {
 			continue
@@ -67,8 +79,12 @@ func mountProc(target string, pidMax int64) error {
 			}
 			continue
 		}
-		// A directory may have something writable in it, a file says itself whether it is.
-		if fi, err := e.Info(); err == nil && !e.IsDir() && fi.Mode()&0o222 == 0 {
+		if whole {
+			continue
+		}
+		// A directory may have something writable in it, a file says itself whether it is; but
+		// its owner, root, can change that.
+		if fi, err := e.Info(); err == nil && os.Getuid() != 0 && !e.IsDir() && fi.Mode()&0o222 == 0 {
 			continue
 		}
 		if err := sys.BindReadOnly(p, p, false); err != nil {
@@ -82,7 +98,7 @@ func mountProc(target string, pidMax int64) error {
 // The kernel lets a user namespace have a new one only where it sees another whole
 // (fs/namespace.c, mnt_already_visible): so what lies over its parts goes first, in this
 // session's copy of the mounts alone.
-func remountProc(target string, pidMax int64) error {
+func remountProc(target string, pidMax int64, whole bool) error {
 	ents, err := os.ReadDir(target)
 	if err != nil {
 		return fmt.Errorf("list the box's /proc: %w", err)
@@ -92,5 +108,5 @@ func remountProc(target string, pidMax int64) error {
 			sys.Unmount(target + "/" + e.Name()) // where nothing lies over it, that is fine
 		}
 	}
-	return mountProc(target, pidMax)
+	return mountProc(target, pidMax, whole)
 }

@@ -68,3 +68,38 @@ func TestTheKernelsSettingsAreReadOnly(t *testing.T) {
 		}
 	}
 }
+
+// The entries that the kernel has in common for all of the machine keep their mode: root is
+// their owner in a box too.
+func TestTheKernelsEntriesKeepTheirMode(t *testing.T) {
+	l := newLab(t)
+	files := []string{"/proc/version", "/proc/meminfo", "/proc/filesystems", "/proc/uptime", "/proc/net/dev", "/proc/sys/vm/swappiness"}
+	modes := func() (s string) {
+		for _, f := range files {
+			fi, err := os.Stat(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s += fi.Mode().String() + " "
+		}
+		return s
+	}
+	before := modes()
+	for _, o := range []core.Observe{core.ObserveFull, core.ObserveLean} {
+		for _, n := range []core.Net{core.NetNone, core.NetHost} {
+			// The same mode: what gets through changes nothing that matters.
+			script := "for f in " + strings.Join(files, " ") + `; do chmod $(stat -Lc %a $f) $f 2>/dev/null && echo $f; done; echo end`
+			r := l.run(runOpts{observe: o, net: n, box: string(n)}, "/bin/sh", "-c", script)
+			want := "end\n"
+			if n == core.NetNone && os.Getuid() == 0 {
+				want = "/proc/net/dev\nend\n" // of the box's own network
+			}
+			if r.out != want {
+				t.Errorf("observe %s, net %s: changed %q", o, n, r.out)
+			}
+		}
+	}
+	if after := modes(); after != before {
+		t.Errorf("modes were %s and are %s", before, after)
+	}
+}

@@ -27,35 +27,38 @@ const (
 	maxPacket = 64 << 10 // bytes of a message of SOCK_SEQPACKET
 )
 
-// relay performs a connect that the policy grants. place, unless it is -1, is what addr leads
-// by: it is closed afterwards.
-func (s *supervisor) relay(p peerCall, op *core.Operation, addr []byte, place int) answer {
-	done := func() {
-		if place >= 0 {
-			sys.CloseFD(place)
-		}
-	}
+// relay performs a connect that the policy grants, to where where says: with a descriptor to
+// be closed afterwards, unless that is -1.
+func (s *supervisor) relay(p peerCall, op *core.Operation, where func() ([]byte, int, syscall.Errno)) answer {
 	sock, e := s.theirSocket(p.fd)
 	if e != 0 {
-		done()
-		return answer{errno: e, ops: [2]*core.Operation{op}}
+		return answer{errno: e, ops: [2]*core.Operation{s.failed(op, e)}}
 	}
-	_, kind, err := sys.SocketKind(sock)
-	sys.CloseFD(sock)
+	family, kind, err := sys.SocketKind(sock)
 	flags, ok := sys.DescriptorFlags(int(s.n.TID), int(p.fd))
-	if err != nil || !ok {
-		done()
-		return answer{errno: syscall.EBADF, ops: [2]*core.Operation{op}}
+	if err != nil || !ok || family != syscall.AF_UNIX {
+		sys.CloseFD(sock)
+		return answer{errno: syscall.EINVAL, ops: [2]*core.Operation{s.failed(op, syscall.EINVAL)}}
 	}
-	if kind != syscall.SOCK_STREAM && kind != syscall.SOCK_SEQPACKET {
-		// Of datagrams the box has no address that one could answer to.
-		return s.connectFor(p, op, addr, place)
+	bytesOnly := kind == syscall.SOCK_STREAM || kind == syscall.SOCK_SEQPACKET
+	op.Detail["how"] = "by the supervisor" // of datagrams the box has no address that one could answer to
+	if bytesOnly {
+		op.Detail["how"] = "bytes carried by the supervisor"
 	}
-	op.Detail["how"] = "bytes carried by the supervisor"
-	wait := flags & syscall.O_NONBLOCK
+	done := func() { sys.CloseFD(sock) }
 	return answer{ops: [2]*core.Operation{op}, dropped: done, do: func() performed {
 		defer done()
-		fd, e := s.relays.connect(addr, kind, wait)
+		addr, place, e := where()
+		if e != 0 {
+			return performed{errno: e}
+		}
+		if place >= 0 {
+			defer sys.CloseFD(place)
+		}
+		if !bytesOnly {
+			return performed{errno: sys.Connect(sock, addr)}
+		}
+		fd, e := s.relays.connect(addr, kind, flags&syscall.O_NONBLOCK)
 		if e != 0 {
 			return performed{errno: e}
 		}

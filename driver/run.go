@@ -93,7 +93,7 @@ type run struct {
 	done    chan struct{} // the stage's word that it is; 1 deep
 	frozen  bool
 	thawed  time.Time
-	still   []int          // processes of the box that were stopped before it was frozen
+	stopped []int          // processes of the box that were stopped before it was frozen
 	notes   sync.WaitGroup // what was done to the session and is still being logged
 }
 
@@ -159,7 +159,9 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 	}
 	defer sys.CloseFD(s.paths.root)
 	defer s.changed.close()
+	r.mu.Lock()
 	r.s = s
+	r.mu.Unlock()
 	if m.PTY >= 0 {
 		fd, err := sys.PidfdGetfd(r.child.Pidfd, m.PTY)
 		if err != nil {
@@ -273,7 +275,9 @@ func (r *run) kill(why string) {
 		return
 	}
 	r.killed, r.because = true, why
+	sys.PidfdKill(r.child.Pidfd, syscall.SIGKILL) // before anything that may have to wait
 	if r.s != nil {
+		r.s.letGo()
 		r.s.outside.ends(true)
 		var d core.Detail
 		if why != "" {
@@ -281,7 +285,6 @@ func (r *run) kill(why string) {
 		}
 		r.note(core.ActKill, strings.Join(r.o.Session.Command, " "), d)
 	}
-	sys.PidfdKill(r.child.Pidfd, syscall.SIGKILL)
 }
 
 func (r *run) why() string {
@@ -542,7 +545,7 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 	if s.procs, err = newProcesses(r.child.PID, s.journal.add); err != nil {
 		return nil, err
 	}
-	s.outside = newOutside(s.procs, s.journal.add)
+	s.outside = newOutside(s.procs, r.later)
 	s.procs.mourn = func(p *proc, ws syscall.WaitStatus) {
 		s.outside.died(p, ws)
 		s.killedByLimit(p, ws)
@@ -556,14 +559,11 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 
 // watch begins to look at the session from outside.
 func (r *run) watch() *watcher {
-	w := &watcher{s: r.s, proc: r.proc, limits: r.o.Policy.Limits, outside: r.s.outside, over: map[string]bool{},
+	w := &watcher{s: r.s, later: r.later, proc: r.proc, limits: r.o.Policy.Limits, outside: r.s.outside, over: map[string]bool{},
 		end: r.kill, slay: func(pid int) { send(r.control, stageMsg{Op: "slay", PID: pid}) },
-		boxSize: func() int64 {
+		boxSize: func() (int64, bool) {
 			n, _, err := BoxSize(r.o.BoxDir)
-			if err != nil {
-				return 0
-			}
-			return n
+			return n, err == nil
 		},
 		stop: make(chan struct{}), done: make(chan struct{})}
 	go w.run()
@@ -608,8 +608,9 @@ func (r *run) listen(term *terminal, ended chan<- stageMsg) {
 	for {
 		m, err := receive(r.control)
 		if err != nil {
-			r.s.outside.ends(last.Op == "") // then it is the init that died
 			end()
+			r.s.letGo()
+			r.s.outside.ends(last.Op == "") // then it is the init that died
 			ended <- last
 			return
 		}
@@ -622,9 +623,9 @@ func (r *run) listen(term *terminal, ended chan<- stageMsg) {
 		case "started":
 			r.s.outside.begins(m.PID)
 		case "exit", "failed":
-			r.s.outside.ends(false)
 			last = m
 			end()
+			r.s.outside.ends(false)
 		case "stopped":
 			if r.stoppedByUs(syscall.Signal(m.Signal)) {
 				continue // by us: the command is not to be told from here, nor is our caller

@@ -81,6 +81,7 @@ func (s *supervisor) noFastOpen(c sys.Call) answer {
 const (
 	protoICMP, protoTCP, protoUDP, protoICMPv6 = 1, 6, 17, 58
 	netlinkRoute, netlinkUevent                = 0, 15
+	afSMC                                      = 43
 )
 
 // socket judges socket(2) and socketpair(2), whose arguments are numbers: what is looked
@@ -110,6 +111,10 @@ func (s *supervisor) socket(c sys.Call, family, kind, proto int) answer {
 	}
 	target := sys.FamilyName(family) + " " + sys.SocketTypeName(kind)
 	d := core.Detail{"call": c.String(), "protocol": strconv.Itoa(proto)}
+	if s.hostNet && (family == syscall.AF_INET || family == syscall.AF_INET6 || family == afSMC) {
+		// MPTCP, SCTP and SMC connect past Landlock's rule for TCP, to the sandbox's own port too.
+		return s.refuse(core.IPCSocket, core.ActSocket, target, "guarded port", e, d)
+	}
 	dec := s.policy.Load().Decide(core.IPCSocket)
 	if dec.Verdict != core.Blocked {
 		return answer{ops: [2]*core.Operation{{Surface: core.IPCSocket, Action: core.ActSocket, Target: target, Verdict: core.Allowed, Rule: dec.Rule, Detail: d}}}
@@ -144,11 +149,11 @@ func (s *supervisor) sockaddr(addr, size uint64) ([]byte, syscall.Errno) {
 	return b, 0
 }
 
-// unixName returns the name in a struct sockaddr_un: a path, or '@' and an abstract name;
-// "" for an unnamed one.
+// unixName returns the name in a struct sockaddr_un: a path, or '@' and an abstract name,
+// which may be empty; "" for an unnamed one.
 func unixName(b []byte) string {
 	name := b[2:min(len(b), 110)]
-	if len(name) > 1 && name[0] == 0 {
+	if len(name) > 0 && name[0] == 0 {
 		return "@" + string(name[1:])
 	}
 	if i := bytes.IndexByte(name, 0); i >= 0 {
@@ -164,7 +169,10 @@ func inetAddr(b []byte) (ap netip.AddrPort, ok bool) {
 	}
 	port := binary.BigEndian.Uint16(b[2:])
 	switch binary.NativeEndian.Uint16(b) {
-	case syscall.AF_INET:
+	case syscall.AF_INET, syscall.AF_UNSPEC: // to UDP the same (net/ipv4/udp.c, udp_sendmsg)
+		if len(b) < 16 {
+			return ap, false
+		}
 		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[4:8])), port), true
 	case syscall.AF_INET6:
 		if len(b) < 24 {
@@ -189,6 +197,10 @@ func (s *supervisor) connect(fd int32, addr, size uint64) answer {
 		return s.unixPeer(p, unixName(b))
 	case syscall.AF_INET, syscall.AF_INET6:
 		return s.inetPeer(p)
+	}
+	if s.hostNet && binary.NativeEndian.Uint16(b) != syscall.AF_UNSPEC {
+		// Here it is the supervisor that connects, with its capabilities: netlink asks for some.
+		return s.refuse(core.IPCSocket, core.ActConnect, sys.FamilyName(int(binary.NativeEndian.Uint16(b))), "net: host", syscall.EPERM, p.detail())
 	}
 	return s.reach(p, nil) // AF_UNSPEC dissolves a connection; of the others socket(2) was judged
 }
@@ -268,7 +280,7 @@ func (s *supervisor) send(p peerCall) answer {
 	switch binary.NativeEndian.Uint16(p.addr) {
 	case syscall.AF_UNIX:
 		return s.unixPeer(p, unixName(p.addr))
-	case syscall.AF_INET, syscall.AF_INET6:
+	case syscall.AF_INET, syscall.AF_INET6, syscall.AF_UNSPEC:
 		return s.inetPeer(p)
 	}
 	return answer{}
@@ -357,7 +369,7 @@ func (s *supervisor) unixPeer(p peerCall, name string) answer {
 		return s.grant(p, op, pl.path)
 	case there && mode&syscall.S_IFMT == syscall.S_IFSOCK:
 		return s.refuse(sf, p.act, pl.path, dec.Rule, syscall.ECONNREFUSED, p.detail())
-	case !there && exists(pl.path): // outside, under what the box has of its own: /run, /dev
+	case !there && (under(pl.path, "/run") || under(pl.path, "/dev")) && exists(pl.path): // outside, where the box has its own
 		return s.refuse(sf, p.act, pl.path, dec.Rule, syscall.ENOENT, p.detail())
 	}
 	if !there {
@@ -366,7 +378,8 @@ func (s *supervisor) unixPeer(p peerCall, name string) answer {
 	return s.reachOwn(p, op)
 }
 
-// exists says whether there is something at a path outside of the box.
+// exists says whether there is something at a path outside of the box, below /run or /dev:
+// elsewhere a look can take for ever, or make the machine ask another (NFS, autofs).
 func exists(name string) bool { _, err := os.Lstat(name); return err == nil }
 
 // reachOwn lets a call reach a socket of the box itself. On the caller's network the
@@ -395,7 +408,11 @@ func (s *supervisor) abstractPeer(p peerCall, name string) answer {
 		return answer{ops: [2]*core.Operation{op}}
 	}
 	if s.hostNet && s.wall.Scoped && s.abstract[name] {
-		// The kernel carries it out, as no domain but the box's is the socket's.
+		// The kernel carries it out, as no domain but the box's is the socket's. On another
+		// family's socket the address could become one of that.
+		if !s.isUnix(p.fd) {
+			return s.refuse(sf, p.act, name, "not a Unix socket", syscall.EINVAL, p.detail())
+		}
 		op.Rule = "landlock scope"
 		return answer{ops: [2]*core.Operation{op}}
 	}
@@ -404,7 +421,7 @@ func (s *supervisor) abstractPeer(p peerCall, name string) answer {
 	}
 	op.Verdict, op.Rule = core.Allowed, dec.Rule
 	if s.hostNet && p.act != core.ActConnect && s.wall.Scoped { // out of the box's reach
-		return s.sendFor(p, op, sys.UnixAddr(name), -1)
+		return s.sendFor(p, op, addressed(sys.UnixAddr(name)))
 	}
 	if p.act != core.ActConnect {
 		if s.hostNet {
@@ -412,7 +429,18 @@ func (s *supervisor) abstractPeer(p peerCall, name string) answer {
 		}
 		return s.refuse(sf, p.act, name, "a datagram to an abstract name", syscall.ECONNREFUSED, p.detail())
 	}
-	return s.relay(p, op, sys.UnixAddr(name), -1)
+	return s.relay(p, op, addressed(sys.UnixAddr(name)))
+}
+
+// isUnix says whether a descriptor of the caller's is a Unix socket.
+func (s *supervisor) isUnix(fd int32) bool {
+	sock, e := s.theirSocket(fd)
+	if e != 0 {
+		return false
+	}
+	defer sys.CloseFD(sock)
+	family, _, err := sys.SocketKind(sock)
+	return err == nil && family == syscall.AF_UNIX
 }
 
 // binds remembers the abstract name that the box binds, for the log alone: whose a name is
@@ -462,33 +490,45 @@ func (s *supervisor) theirSocket(fd int32) (int, syscall.Errno) {
 	return sock, 0
 }
 
-// grant performs a call to a socket outside that the policy grants.
+// grant performs a call to a socket outside that the policy grants. Where the name leads is
+// found out when it is done: it may take long.
 func (s *supervisor) grant(p peerCall, op *core.Operation, name string) answer {
-	real, err := filepath.EvalSymlinks(name)
-	if err != nil {
-		return answer{errno: syscall.ENOENT, ops: [2]*core.Operation{s.failed(op, syscall.ENOENT)}}
-	}
-	for _, h := range s.hide {
-		if under(real, h) {
-			return s.refuse(core.SandboxSelf, p.act, name, "mask", syscall.EACCES, p.detail())
+	where := func() (addr []byte, place int, e syscall.Errno) {
+		real, err := filepath.EvalSymlinks(name)
+		if err != nil {
+			return nil, -1, syscall.ENOENT
 		}
-	}
-	place, err := sys.OpenPath(-1, real, syscall.O_NOFOLLOW)
-	if err != nil {
-		return answer{errno: syscall.ENOENT, ops: [2]*core.Operation{s.failed(op, syscall.ENOENT)}}
-	}
-	if m, err := sys.Mode(place); err != nil || m&syscall.S_IFMT != syscall.S_IFSOCK {
-		sys.CloseFD(place)
-		return answer{errno: syscall.ECONNREFUSED, ops: [2]*core.Operation{s.failed(op, syscall.ECONNREFUSED)}}
+		for _, h := range s.hide {
+			if under(real, h) {
+				op.Surface, op.Verdict, op.Outcome, op.Rule, op.Leak = core.SandboxSelf, core.Blocked, core.Refused, "mask", false
+				return nil, -1, syscall.EACCES
+			}
+		}
+		if place, err = sys.OpenPath(-1, real, syscall.O_NOFOLLOW); err != nil {
+			return nil, -1, syscall.ENOENT
+		}
+		if m, err := sys.Mode(place); err != nil || m&syscall.S_IFMT != syscall.S_IFSOCK {
+			sys.CloseFD(place)
+			return nil, -1, syscall.ECONNREFUSED
+		}
+		return sys.FDAddr(place), place, 0
 	}
 	if p.act == core.ActConnect {
-		return s.relay(p, op, sys.FDAddr(place), place)
+		return s.relay(p, op, where)
 	}
-	return s.sendFor(p, op, sys.FDAddr(place), place)
+	return s.sendFor(p, op, where)
+}
+
+// addressed is an address that is known.
+func addressed(addr []byte) func() ([]byte, int, syscall.Errno) {
+	return func() ([]byte, int, syscall.Errno) { return addr, -1, 0 }
 }
 
 // failed notes in op that the box got e though nothing refused it.
 func (s *supervisor) failed(op *core.Operation, e syscall.Errno) *core.Operation {
+	if op == nil {
+		return nil
+	}
 	op.Outcome, op.Errno = core.Performed, sys.ErrnoName(e)
 	return op
 }
@@ -501,7 +541,7 @@ func (s *supervisor) connectFor(p peerCall, op *core.Operation, addr []byte, pla
 		if place >= 0 {
 			sys.CloseFD(place)
 		}
-		return answer{errno: e, ops: [2]*core.Operation{op}}
+		return answer{errno: e, ops: [2]*core.Operation{s.failed(op, e)}}
 	}
 	if op == nil {
 		op = &core.Operation{Surface: core.IPCSocket, Action: p.act, Target: "no address", Verdict: core.Redirected, Rule: "supervisor", Detail: p.detail()}
@@ -521,14 +561,8 @@ func (s *supervisor) connectFor(p peerCall, op *core.Operation, addr []byte, pla
 
 // sendFor sends a datagram for the box: its bytes are copied first. place, unless it is -1,
 // is what addr leads by.
-func (s *supervisor) sendFor(p peerCall, op *core.Operation, addr []byte, place int) answer {
-	done := func() {
-		if place >= 0 {
-			sys.CloseFD(place)
-		}
-	}
+func (s *supervisor) sendFor(p peerCall, op *core.Operation, where func() ([]byte, int, syscall.Errno)) answer {
 	fail := func(rule string, e syscall.Errno) answer {
-		done()
 		return s.refuse(op.Surface, p.act, op.Target, rule, e, p.detail())
 	}
 	if !p.fixed || p.size > maxDatagram {
@@ -546,10 +580,17 @@ func (s *supervisor) sendFor(p peerCall, op *core.Operation, addr []byte, place 
 		return fail("unreadable argument", e)
 	}
 	op.Detail["how"] = "by the supervisor"
-	all := func() { sys.CloseFD(sock); done() }
+	done := func() { sys.CloseFD(sock) }
 	const noSignal = 0x4000 // MSG_NOSIGNAL: SIGPIPE would be the supervisor's
-	return answer{ops: [2]*core.Operation{op}, dropped: all, do: func() performed {
-		defer all()
+	return answer{ops: [2]*core.Operation{op}, dropped: done, do: func() performed {
+		defer done()
+		addr, place, e := where()
+		if e != 0 {
+			return performed{errno: e}
+		}
+		if place >= 0 {
+			defer sys.CloseFD(place)
+		}
 		n, e := sys.SendTo(sock, data, int(p.flags)|noSignal, addr)
 		return performed{value: int64(n), errno: e}
 	}}

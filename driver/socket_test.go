@@ -399,3 +399,68 @@ func TestDatagramsOnTheCallersNetworkNeedTheSecondWall(t *testing.T) {
 		}
 	}
 }
+
+// The supervisor connects for a box on the caller's network, and has more rights than the box.
+func TestTheSupervisorIsNoDeputy(t *testing.T) {
+	l := newLab(t)
+	heard := make(chan string, 10)
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	// The empty abstract name, which is one.
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: "@"}); err != nil {
+		t.Skipf("the empty abstract name is taken: %v", err)
+	}
+	if err := unix.Listen(fd, 10); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		if c, _, err := unix.Accept4(fd, unix.SOCK_CLOEXEC); err == nil {
+			heard <- "the empty abstract name"
+			unix.Close(c)
+		}
+	}()
+	r := l.run(runOpts{net: core.NetHost}, "/usr/bin/python3", "-c", `import ctypes, socket
+def attempt(name, what):
+    try: what(); print(name, "reached")
+    except OSError as e: print(name, e.errno)
+def empty():
+    s = socket.socket(socket.AF_UNIX)
+    if ctypes.CDLL(None, use_errno=True).connect(s.fileno(), b"\1\0\0", 3): raise OSError(ctypes.get_errno(), "")
+attempt("empty", empty)
+attempt("netlink", lambda: socket.socket(16, 3, 0).connect((1, 0)))
+attempt("groups", lambda: socket.socket(16, 3, 0).connect((0, 1)))
+attempt("mptcp", lambda: socket.socket(2, 1, 262))`)
+	want := fmt.Sprintf("empty %d\nnetlink %d\ngroups %d\nmptcp %d\n", unix.ECONNREFUSED, unix.EPERM, unix.EPERM, unix.EPROTONOSUPPORT)
+	if r.out != want {
+		t.Errorf("%q, want %q %s", r.out, want, r.stderr)
+	}
+	if len(heard) > 0 {
+		t.Errorf("outside heard: %s", <-heard)
+	}
+}
+
+// A box that has no descriptor free gets an error, not a call that never ends.
+func TestAGrantWithoutAFreeDescriptor(t *testing.T) {
+	l := newLab(t)
+	if os.Getuid() != 0 {
+		t.Skip("a device that an ordinary user may open, and a box has not, is not to be counted on")
+	}
+	r := l.run(runOpts{policy: func(p *core.Policy) {
+		if err := p.Set("device.screen", "allow"); err != nil {
+			t.Fatal(err)
+		}
+	}}, "/usr/bin/python3", "-c", `import os, resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
+fds = []
+try:
+    while True: fds.append(os.dup(0))
+except OSError: pass
+try: os.open("/dev/tty0", os.O_RDONLY | os.O_NONBLOCK)
+except OSError as e: print(e.errno)`)
+	if r.out != strconv.Itoa(int(unix.EMFILE))+"\n" {
+		t.Errorf("%q %s", r.out, r.stderr)
+	}
+}

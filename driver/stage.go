@@ -171,7 +171,7 @@ func (s *stage) run() error {
 	if s.cfg.Join {
 		// The namespace is a copy of the box's; only /proc must show the session's own
 		// processes. It goes on top of the other.
-		err = remountProc("/proc", s.cfg.PIDMax)
+		err = remountProc("/proc", s.cfg.PIDMax, procReadOnly(!s.cfg.OwnNet))
 	} else {
 		err = s.build()
 	}
@@ -324,7 +324,7 @@ func (s *stage) obey() {
 			// All but init, and what they are just making too: a fork that a signal comes
 			// into is begun again (kernel/fork.c, copy_process).
 			syscall.Kill(-1, syscall.SIGSTOP)
-			send(s.control, stageMsg{Op: "done"})
+			send(s.control, stageMsg{Op: "done"}) // whether all stand still the supervisor sees
 		case "thaw":
 			s.thaw(m.PIDs)
 			send(s.control, stageMsg{Op: "done"})
@@ -420,7 +420,7 @@ func (s *stage) build() error {
 			return err
 		}
 	}
-	if err := mountProc(root+"/proc", s.cfg.PIDMax); err != nil {
+	if err := mountProc(root+"/proc", s.cfg.PIDMax, procReadOnly(!s.cfg.OwnNet)); err != nil {
 		return core.Hint(err, "a fresh /proc needs one outside with nothing mounted over its parts (fs/namespace.c, mount_too_revealing)",
 			"in a container, run it with an unmasked /proc (docker: --security-opt systempaths=unconfined)")
 	}

@@ -171,6 +171,7 @@ type supervisor struct {
 	limits    limiter
 	outside   *outside
 	relays    relays
+	frozen    atomic.Pointer[chan struct{}] // closed when the session is frozen no more; nil: it is not
 
 	n    *sys.Notif
 	p    *proc
@@ -200,6 +201,7 @@ func (s *supervisor) serve() {
 		if e != 0 {
 			return
 		}
+		s.standStill()
 		s.n, s.now = n, time.Now()
 		s.paths.tick(s.now)
 		if n.TID == 0 {
@@ -243,6 +245,14 @@ func (s *supervisor) serve() {
 				s.log(op)
 			}
 		}
+	}
+}
+
+// standStill waits while the session is frozen: no call is answered then, so that nothing
+// goes on that was asked for before - a SIGCONT of one process to another, say.
+func (s *supervisor) standStill() {
+	if c := s.frozen.Load(); c != nil {
+		<-*c
 	}
 }
 
@@ -687,6 +697,9 @@ func (s *supervisor) write(act core.Action, p place, p2 *place, d core.Detail) a
 			}
 			return s.refuse(sf, act, x.path, "read-only mount", syscall.EROFS, d)
 		case onReal, onOwn:
+			if under(x.path, "/proc") && !x.object && procReadOnly(s.hostNet) {
+				return s.refuse(core.SettingsSysctl, act, x.path, "read-only mount", syscall.EROFS, d)
+			}
 			rule = "own view"
 		}
 	}

@@ -1,7 +1,9 @@
 package driver
 
 import (
+	"cmp"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,39 +21,41 @@ type watcher struct {
 	proc    *ownProc
 	limits  core.Limits
 	outside *outside
-	boxSize func() int64
-	end     func(why string) // kills the session
-	slay    func(pid int)    // kills one process, by its number in the box
+	boxSize func() (n int64, whole bool)
+	end     func(why string)      // kills the session
+	later   func(*core.Operation) // logs without waiting
+	slay    func(pid int)         // kills one process, by its number in the box
 
 	over    map[string]bool // limits that are hit now
 	sized   time.Time       // when the box's size was last taken
 	sizing  time.Duration   // how long that took
+	pressed int             // how often in a row there was too much memory
+	spent   map[int]spent   // processor time last seen, by number in the box
+	gone    time.Duration   // of processes that have ended since
 	stop    chan struct{}
 	done    chan struct{}
 	stopped sync.Once
 }
 
 const (
-	watchRest = 250 * time.Millisecond
-	sizeRest  = time.Second // between two walks through the box's layers, or twenty times what one takes
+	maxPressed  = 8
+	watchRest   = 250 * time.Millisecond
+	sizeRest    = time.Second // between two walks through the box's layers, and twenty times what one takes
+	maxSizeRest = 10 * time.Second
 )
 
 func (w *watcher) run() {
 	defer close(w.done)
 	tick := time.NewTicker(watchRest)
 	defer tick.Stop()
-	var wall <-chan time.Time
 	if w.limits.WallTime > 0 {
-		t := time.NewTimer(w.limits.WallTime)
+		t := time.AfterFunc(w.limits.WallTime, func() { w.kill("wall-time", w.limits.WallTime.String(), w.limits.WallTime.String()) })
 		defer t.Stop()
-		wall = t.C
 	}
 	for {
 		select {
 		case <-w.stop:
 			return
-		case <-wall:
-			w.kill("wall-time", w.limits.WallTime.String(), w.limits.WallTime.String())
 		case now := <-tick.C:
 			w.outside.tick(now)
 			w.crowd()
@@ -106,13 +110,7 @@ func (w *watcher) use() {
 	}
 	pids := w.proc.pids()
 	if w.limits.CPUTime > 0 {
-		// Time of the dead is with whoever waited for them, of orphans that is the init.
-		total := time.Duration(0)
-		for _, pid := range append(pids, 1) {
-			if st, ok := w.proc.stat(pid); ok {
-				total += st.CPU
-			}
-		}
+		total := w.cpuTime(append(pids, 1))
 		if total >= w.limits.CPUTime {
 			w.kill("cpu-time", w.limits.CPUTime.String(), total.Round(10*time.Millisecond).String())
 			return
@@ -123,55 +121,109 @@ func (w *watcher) use() {
 	}
 }
 
-// memory kills the session's largest process when all of them together have more than they
-// may, as the kernel does when a control group has (its OOM killer).
+// spent is a process's own processor time, when it was last seen.
+type spent struct {
+	started, cpu time.Duration
+}
+
+// cpuTime adds up what a session has used of the processors: the larger of two counts that are
+// both too small. Time of a child that was waited for is its parent's, of an orphan the
+// init's; where a parent has its children reaped unseen (SIGCHLD ignored) it is nobody's, but
+// what was seen of it before is added.
+func (w *watcher) cpuTime(pids []int) time.Duration {
+	var waited, own time.Duration
+	now := make(map[int]spent, len(pids))
+	for _, pid := range pids {
+		st, ok := w.proc.stat(pid)
+		if !ok {
+			continue
+		}
+		waited += st.CPU
+		own += st.Own
+		now[pid] = spent{st.Started, st.Own}
+		if was, ok := w.spent[pid]; ok && was.started != st.Started {
+			w.gone += was.cpu
+		}
+	}
+	for pid, was := range w.spent {
+		if _, ok := now[pid]; !ok {
+			w.gone += was.cpu
+		}
+	}
+	w.spent = now
+	return max(waited, own+w.gone)
+}
+
+// memory kills the session's largest processes when all of them together have more than they
+// may, until they have not, as the kernel does when a control group has (its OOM killer). When
+// that is to no avail for some seconds the session ends.
 func (w *watcher) memory(pids []int) {
 	var files int64
 	for _, dir := range []string{"dev/shm", "run"} {
 		files += stored(w.s.paths.root, dir)
 	}
-	sum := func(of func(int) int64) (total, most int64, largest int) {
+	sum := func(of func(int) int64) (total int64, each []usage) {
 		total = files
 		for _, pid := range pids {
 			n := of(pid)
-			if total += n; n > most {
-				most, largest = n, pid
-			}
+			total += n
+			each = append(each, usage{pid, n})
 		}
-		return
+		return total, each
 	}
-	used, _, _ := sum(w.proc.private)
-	if used <= w.limits.Memory {
-		w.over["memory"] = false
+	if used, _ := sum(w.proc.private); used <= w.limits.Memory {
+		w.pressed = 0
 		return
 	}
 	// Memory that several processes share, as after a fork, was counted for each.
-	used, most, largest := sum(w.proc.proportional)
+	used, each := sum(w.proc.proportional)
 	if used <= w.limits.Memory {
+		w.pressed = 0
 		return
 	}
-	d := core.Detail{"limit": strconv.FormatInt(w.limits.Memory, 10), "used": strconv.FormatInt(used, 10)}
-	if largest == 0 || files > w.limits.Memory {
+	limit := strconv.FormatInt(w.limits.Memory, 10)
+	if w.pressed++; w.pressed > maxPressed || files > w.limits.Memory {
 		// What is in files nobody's death gives back.
-		w.kill("memory", d["limit"], d["used"])
+		w.kill("memory", limit, strconv.FormatInt(used, 10))
 		return
 	}
-	d["killed"], d["of"] = "pid "+strconv.Itoa(largest), strconv.FormatInt(most, 10)
+	slices.SortFunc(each, func(a, b usage) int { return cmp.Compare(b.bytes, a.bytes) })
+	d := core.Detail{"limit": limit, "used": strconv.FormatInt(used, 10)}
+	n := 0
+	for _, u := range each {
+		if used <= w.limits.Memory {
+			break
+		}
+		used -= u.bytes
+		w.outside.sends(u.pid, uint32(syscall.SIGKILL))
+		w.slay(u.pid)
+		if n++; n == 1 {
+			d["killed"], d["of"] = "pid "+strconv.Itoa(u.pid), strconv.FormatInt(u.bytes, 10)
+		}
+	}
+	if n > 1 {
+		d["also"] = strconv.Itoa(n-1) + " more"
+	}
 	w.log("memory", d)
-	w.outside.sends(largest, uint32(syscall.SIGKILL))
-	w.slay(largest)
+}
+
+// usage is what one process has.
+type usage struct {
+	pid   int
+	bytes int64
 }
 
 // size compares what the box holds with what it may.
 func (w *watcher) size(now time.Time) {
 	max := w.limits.BoxSize
-	if max == 0 || now.Sub(w.sized) < sizeRest+20*w.sizing {
+	if max == 0 || now.Sub(w.sized) < min(sizeRest+20*w.sizing, maxSizeRest) {
 		return
 	}
 	begin := time.Now()
-	n := w.boxSize()
+	n, whole := w.boxSize()
 	w.sized, w.sizing = time.Now(), time.Since(begin)
-	full := n >= max
+	// What cannot be looked into may hold anything.
+	full := n >= max || !whole
 	w.s.limits.full.Store(full)
 	text := strconv.FormatInt(n, 10)
 	switch {
@@ -188,11 +240,11 @@ var limitErrno = map[string]syscall.Errno{"memory": syscall.ENOMEM, "box-size": 
 	"processes": syscall.EAGAIN, "cpu-time": syscall.ETIME, "wall-time": syscall.ETIME}
 
 func (w *watcher) log(name string, d core.Detail) {
-	w.s.journal.add(&core.Operation{Surface: core.SandboxLimit, Action: core.ActHit, Target: name,
+	w.later(&core.Operation{Surface: core.SandboxLimit, Action: core.ActHit, Target: name,
 		Verdict: core.Blocked, Outcome: core.Performed, Rule: "limit", Errno: sys.ErrnoName(limitErrno[name]), Detail: d})
 }
 
 func (w *watcher) kill(name, limit, used string) {
-	w.log(name, core.Detail{"limit": limit, "used": used, "killed": "the session"})
 	w.end("limit " + name + ": " + used)
+	w.log(name, core.Detail{"limit": limit, "used": used, "killed": "the session"})
 }

@@ -49,6 +49,14 @@ func BindReadOnly(source, target string, deep bool) error {
 	return nil
 }
 
+// MakeReadOnly makes the mount at target read-only.
+func MakeReadOnly(target string) error {
+	if err := unix.MountSetattr(unix.AT_FDCWD, target, 0, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+		return fmt.Errorf("make %s read-only: %w", target, err)
+	}
+	return nil
+}
+
 // Unmount detaches the mount on target, following no symbolic link (umount2(2)).
 func Unmount(target string) error {
 	return unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)

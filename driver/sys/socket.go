@@ -29,11 +29,17 @@ func ThreadFD(tid, fd int) (int, error) {
 // DescriptorFlags returns the O_* flags of descriptor fd of the thread tid, with O_CLOEXEC
 // when it is set (proc_pid_fdinfo(5)).
 func DescriptorFlags(tid, fd int) (int, bool) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(tid) + "/fdinfo/" + strconv.Itoa(fd))
+	f, err := os.Open("/proc/" + strconv.Itoa(tid) + "/fdinfo/" + strconv.Itoa(fd))
 	if err != nil {
 		return 0, false
 	}
-	for l := range strings.Lines(string(b)) {
+	defer f.Close()
+	var b [512]byte // pos and flags come first
+	read, err := f.Read(b[:])
+	if err != nil {
+		return 0, false
+	}
+	for l := range strings.Lines(string(b[:read])) {
 		if v, ok := strings.CutPrefix(l, "flags:"); ok {
 			n, err := strconv.ParseUint(strings.TrimSpace(v), 8, 32)
 			return int(n), err == nil
