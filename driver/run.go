@@ -655,17 +655,25 @@ func (r *run) forward(term *terminal) chan os.Signal {
 }
 
 // boxEnv is the environment of a box: the caller's, without what points at sockets and
-// agents outside but where the policy allows them, and with the box's own bus.
+// agents outside but where the policy allows or grants them, and with the box's own bus.
 func boxEnv(env []string, p *core.Policy) []string {
 	var out []string
+	bus := p.Decide(core.IPCDBus).Verdict == core.Redirected && busDaemon() != ""
 	for _, e := range env {
 		name, _, _ := strings.Cut(e, "=")
 		sf, outside := outsideVar(name)
-		if !outside || sf != "" && p.Decide(sf).Verdict == core.Allowed {
+		keep := !outside || sf != "" && p.Decide(sf).Verdict == core.Allowed
+		for socket, sf := range socketsOf([]string{e}) {
+			if outside && p.DecideConnect(sf, socket).Verdict == core.Allowed {
+				keep = true
+				bus = bus && name != "DBUS_SESSION_BUS_ADDRESS"
+			}
+		}
+		if keep {
 			out = append(out, e)
 		}
 	}
-	if p.Decide(core.IPCDBus).Verdict == core.Redirected && busDaemon() != "" {
+	if bus {
 		out = append(out, "DBUS_SESSION_BUS_ADDRESS=unix:path="+busPath())
 	}
 	return out

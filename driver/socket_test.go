@@ -464,3 +464,27 @@ except OSError as e: print(e.errno)`)
 		t.Errorf("%q %s", r.out, r.stderr)
 	}
 }
+
+// What is granted is also named: the environment keeps the variable that leads there.
+func TestTheEnvironmentOfAGrant(t *testing.T) {
+	p, err := core.BuiltinPolicy("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := []string{"SSH_AUTH_SOCK=/tmp/ssh-x/agent.1", "DOCKER_HOST=unix:///run/docker.sock", "DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/7/bus", "TMUX=/tmp/tmux-7/default,1,0", "KEEP=1"}
+	own := "DBUS_SESSION_BUS_ADDRESS=unix:path=" + busPath()
+	for _, c := range []struct{ grants, want []string }{
+		{nil, []string{"KEEP=1", own}},
+		{[]string{"/tmp/ssh-*/agent.*"}, []string{env[0], "KEEP=1", own}},
+		{[]string{"/run/docker.sock", "/run/user/7/bus"}, []string{env[1], env[2], "KEEP=1"}},
+	} {
+		p.Connect = c.grants
+		got := boxEnv(env, p)
+		if busDaemon() == "" {
+			c.want = slices.DeleteFunc(c.want, func(e string) bool { return e == own })
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("granted %q: %q, want %q", c.grants, got, c.want)
+		}
+	}
+}
