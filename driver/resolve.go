@@ -18,6 +18,7 @@ type resolver struct {
 	root  int // descriptor of the box's root
 	links map[string]string
 	dirs  map[string]struct{} // canonical directories, no link on the way to them
+	held  int                 // bytes of both
 	since time.Time
 	buf   [4097]byte
 	key   []byte
@@ -25,6 +26,7 @@ type resolver struct {
 
 const (
 	maxCached   = 1 << 15
+	maxHeld     = 16 << 20
 	cachedFor   = time.Second // what changes outside is noticed after that
 	maxLinks    = 40          // as the kernel's MAXSYMLINKS
 	maxPath     = 4096        // PATH_MAX, the NUL included
@@ -38,7 +40,7 @@ func newResolver(root int) *resolver {
 }
 
 func (r *resolver) forget() {
-	r.links, r.dirs = map[string]string{}, map[string]struct{}{}
+	r.links, r.dirs, r.held = map[string]string{}, map[string]struct{}{}, 0
 }
 
 // tick forgets what is old.
@@ -101,9 +103,10 @@ func (r *resolver) look(p string) (text string, link, missing bool) {
 		return "", false, false
 	}
 	if !under(p, "/proc") {
-		if len(r.links) >= maxCached {
+		if len(r.links) >= maxCached || r.held > maxHeld {
 			r.forget()
 		}
+		r.held += len(p) + len(text)
 		r.links[p] = text
 	}
 	return text, link, false
@@ -201,9 +204,10 @@ func (r *resolver) known(dir string) {
 		return
 	}
 	if _, ok := r.dirs[dir]; !ok {
-		if len(r.dirs) >= maxCached {
+		if len(r.dirs) >= maxCached || r.held > maxHeld {
 			r.forget()
 		}
+		r.held += len(dir)
 		r.dirs[dir] = struct{}{}
 	}
 }
