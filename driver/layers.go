@@ -473,7 +473,8 @@ func BoxSize(dir string) (bytes int64, files int, err error) {
 	for _, l := range ls {
 		filepath.WalkDir(b.upper(l), func(p string, d fs.DirEntry, err error) error {
 			if err != nil || p == b.upper(l) {
-				if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				// A layer of a folder that is closed to its user is so from the beginning.
+				if err != nil && p != b.upper(l) && !errors.Is(err, fs.ErrNotExist) {
 					unread = err
 				}
 				return nil
