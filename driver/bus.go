@@ -33,13 +33,13 @@ const (
 func busPath() string { return "/run/user/" + strconv.Itoa(os.Getuid()) + "/bus" }
 
 // busDaemon returns the path of the dbus-daemon, "" when there is none.
-func busDaemon() string {
+var busDaemon = sync.OnceValue(func() string {
 	p, err := exec.LookPath("dbus-daemon")
 	if err != nil || !strings.HasPrefix(p, "/") {
 		return ""
 	}
 	return p
-}
+})
 
 // busCommand is what listens on path.
 func busCommand(daemon, path string) []string {

@@ -194,7 +194,9 @@ func (r *run) freeze() error {
 			r.stopped = append(r.stopped, pid)
 		}
 	}
-	r.setFrozen(true)
+	if !r.setFrozen(true) {
+		return errors.New("freeze: the session is ending")
+	}
 	// What was under way can still wake one process or another: it is said again until all
 	// stand still.
 	act := core.ActFreeze
@@ -207,7 +209,7 @@ func (r *run) freeze() error {
 			return nil
 		}
 	}
-	return core.Hint(errors.New("freeze: not all processes stand still"), "they wake each other; `sandglass kill` ends them")
+	return core.Hint(errors.New("freeze: not all processes stand still"), "they wake each other: no call of theirs is answered until `sandglass thaw`; `sandglass kill` ends them")
 }
 
 // still waits, not for long, until no process of the session runs. One in an uninterruptible
@@ -248,16 +250,29 @@ func (r *run) thaw() error {
 // its init in one packet.
 const maxStill = 4096
 
-func (r *run) setFrozen(f bool) {
+// setFrozen is false when the session is over: nobody would let the supervisor go.
+func (r *run) setFrozen(f bool) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.over && f {
+		return false
+	}
 	if r.frozen = f; f {
 		c := make(chan struct{})
 		r.s.frozen.Store(&c)
-		return
+		return true
 	}
 	r.s.letGo()
 	r.thawed = time.Now()
+	return true
+}
+
+// ends lets the supervisor go, for good.
+func (r *run) ends() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.over = true
+	r.s.letGo()
 }
 
 // letGo lets the supervisor answer again.
@@ -327,7 +342,19 @@ func (r *run) later(op *core.Operation) {
 	if op.Time.IsZero() {
 		op.Time = time.Now()
 	}
-	r.notes.Go(func() { r.journal.add(op) })
+	r.notesMu.Lock()
+	defer r.notesMu.Unlock()
+	if !r.noted {
+		r.notes.Go(func() { r.journal.add(op) })
+	}
+}
+
+// endNotes waits until all is logged that does not wait itself. What comes then is too late.
+func (r *run) endNotes() {
+	r.notesMu.Lock()
+	r.noted = true
+	r.notesMu.Unlock()
+	r.notes.Wait()
 }
 
 // Process is a process of a running session.

@@ -27,43 +27,29 @@ const (
 	maxPacket = 64 << 10 // bytes of a message of SOCK_SEQPACKET
 )
 
-// relay performs a connect that the policy grants, to where where says: with a descriptor to
-// be closed afterwards, unless that is -1.
-func (s *supervisor) relay(p peerCall, op *core.Operation, where func() ([]byte, int, syscall.Errno)) answer {
-	sock, e := s.theirSocket(p.fd)
-	if e != 0 {
-		return answer{errno: e, ops: [2]*core.Operation{s.failed(op, e)}}
-	}
-	family, kind, err := sys.SocketKind(sock)
+// relay performs a connect that the policy grants.
+func (s *supervisor) relay(p peerCall, op *core.Operation, where whereabouts) answer {
 	flags, ok := sys.DescriptorFlags(int(s.n.TID), int(p.fd))
-	if err != nil || !ok || family != syscall.AF_UNIX {
-		sys.CloseFD(sock)
-		return answer{errno: syscall.EINVAL, ops: [2]*core.Operation{s.failed(op, syscall.EINVAL)}}
+	if !ok {
+		return answer{errno: syscall.EBADF, ops: [2]*core.Operation{s.failed(op, syscall.EBADF)}}
 	}
-	bytesOnly := kind == syscall.SOCK_STREAM || kind == syscall.SOCK_SEQPACKET
-	op.Detail["how"] = "by the supervisor" // of datagrams the box has no address that one could answer to
-	if bytesOnly {
-		op.Detail["how"] = "bytes carried by the supervisor"
-	}
-	done := func() { sys.CloseFD(sock) }
-	return answer{ops: [2]*core.Operation{op}, dropped: done, do: func() performed {
-		defer done()
-		addr, place, e := where()
-		if e != 0 {
-			return performed{errno: e}
+	op.Detail["how"] = "by the supervisor"
+	return s.onTheirs(p, op, where, func(sock int, addr []byte) performed {
+		family, kind, err := sys.SocketKind(sock)
+		if err != nil || family != syscall.AF_UNIX {
+			return performed{errno: syscall.EINVAL}
 		}
-		if place >= 0 {
-			defer sys.CloseFD(place)
-		}
-		if !bytesOnly {
+		if kind != syscall.SOCK_STREAM && kind != syscall.SOCK_SEQPACKET {
+			// Of datagrams the box has no address that one could answer to.
 			return performed{errno: sys.Connect(sock, addr)}
 		}
+		op.Detail["how"] = "bytes carried by the supervisor"
 		fd, e := s.relays.connect(addr, kind, flags&syscall.O_NONBLOCK)
 		if e != 0 {
 			return performed{errno: e}
 		}
 		return performed{replace: true, fd: fd, at: int(p.fd), cloexec: flags&syscall.O_CLOEXEC != 0}
-	}}
+	})
 }
 
 // connect connects to addr and returns the box's end of a pair that leads there. nonblock is

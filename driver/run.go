@@ -95,6 +95,9 @@ type run struct {
 	thawed  time.Time
 	stopped []int          // processes of the box that were stopped before it was frozen
 	notes   sync.WaitGroup // what was done to the session and is still being logged
+	notesMu sync.Mutex
+	noted   bool // no more of that
+	over    bool // the session is killed, or its init has ended
 }
 
 func (r *run) run(ctx context.Context) (code int, err error) {
@@ -243,7 +246,7 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 		}
 		code, err = 125, fmt.Errorf("the box's init died: %s %w", waitText(ws), werr)
 	}
-	r.notes.Wait()
+	r.endNotes()
 	s.journal.add(&core.Operation{Surface: core.SandboxLifecycle, Action: core.ActEnd, Target: strings.Join(o.Session.Command, " "),
 		Verdict: core.Allowed, Outcome: core.Performed, Rule: "supervisor", Detail: core.Detail{"code": strconv.Itoa(code)}})
 	if jerr := s.journal.close(); jerr != nil {
@@ -276,6 +279,7 @@ func (r *run) kill(why string) {
 	}
 	r.killed, r.because = true, why
 	sys.PidfdKill(r.child.Pidfd, syscall.SIGKILL) // before anything that may have to wait
+	r.over = true
 	if r.s != nil {
 		r.s.letGo()
 		r.s.outside.ends(true)
@@ -609,7 +613,7 @@ func (r *run) listen(term *terminal, ended chan<- stageMsg) {
 		m, err := receive(r.control)
 		if err != nil {
 			end()
-			r.s.letGo()
+			r.ends()
 			r.s.outside.ends(last.Op == "") // then it is the init that died
 			ended <- last
 			return

@@ -294,7 +294,7 @@ func (s *supervisor) reach(p peerCall, op *core.Operation) answer {
 	if !s.hostNet || p.act != core.ActConnect {
 		return answer{ops: [2]*core.Operation{op}}
 	}
-	return s.connectFor(p, op, p.addr, -1)
+	return s.connectFor(p, op, addressed(p.addr))
 }
 
 // inetPeer judges an address of the Internet's families.
@@ -388,15 +388,18 @@ func (s *supervisor) reachOwn(p peerCall, op *core.Operation) answer {
 	if !s.hostNet || p.act != core.ActConnect {
 		return answer{ops: [2]*core.Operation{op}}
 	}
-	place, err := sys.OpenInRoot(s.paths.root, op.Target)
-	if err != nil {
-		e, ok := err.(syscall.Errno)
-		if !ok {
-			e = syscall.ENOENT
+	root, name := s.paths.root, op.Target
+	return s.connectFor(p, op, func() ([]byte, int, syscall.Errno) {
+		place, err := sys.OpenInRoot(root, name)
+		if err != nil {
+			e, ok := err.(syscall.Errno)
+			if !ok {
+				e = syscall.ENOENT
+			}
+			return nil, -1, e
 		}
-		return answer{errno: e, ops: [2]*core.Operation{op}}
-	}
-	return s.connectFor(p, op, sys.FDAddr(place), place)
+		return sys.FDAddr(place), place, 0
+	})
 }
 
 // abstractPeer judges an abstract name, which belongs to a network namespace.
@@ -520,7 +523,7 @@ func (s *supervisor) grant(p peerCall, op *core.Operation, name string) answer {
 }
 
 // addressed is an address that is known.
-func addressed(addr []byte) func() ([]byte, int, syscall.Errno) {
+func addressed(addr []byte) whereabouts {
 	return func() ([]byte, int, syscall.Errno) { return addr, -1, 0 }
 }
 
@@ -533,35 +536,43 @@ func (s *supervisor) failed(op *core.Operation, e syscall.Errno) *core.Operation
 	return op
 }
 
-// connectFor connects the box's own socket to addr from outside of the box. place, unless
-// it is -1, is what addr leads by: it is closed afterwards. op may be nil.
-func (s *supervisor) connectFor(p peerCall, op *core.Operation, addr []byte, place int) answer {
+// whereabouts finds an address, with a descriptor that it leads by and that is closed
+// afterwards, unless it is -1. It may take long.
+type whereabouts func() (addr []byte, place int, e syscall.Errno)
+
+// onTheirs has do done with the box's own socket and the address that where finds.
+func (s *supervisor) onTheirs(p peerCall, op *core.Operation, where whereabouts, do func(sock int, addr []byte) performed) answer {
 	sock, e := s.theirSocket(p.fd)
 	if e != 0 {
-		if place >= 0 {
-			sys.CloseFD(place)
-		}
 		return answer{errno: e, ops: [2]*core.Operation{s.failed(op, e)}}
 	}
+	done := func() { sys.CloseFD(sock) }
+	return answer{ops: [2]*core.Operation{op}, dropped: done, do: func() performed {
+		defer done()
+		addr, place, e := where()
+		if e != 0 {
+			return performed{errno: e}
+		}
+		if place >= 0 {
+			defer sys.CloseFD(place)
+		}
+		return do(sock, addr)
+	}}
+}
+
+// connectFor connects the box's own socket from outside of the box. op may be nil.
+func (s *supervisor) connectFor(p peerCall, op *core.Operation, where whereabouts) answer {
 	if op == nil {
 		op = &core.Operation{Surface: core.IPCSocket, Action: p.act, Target: "no address", Verdict: core.Redirected, Rule: "supervisor", Detail: p.detail()}
 	}
 	op.Detail["how"] = "by the supervisor"
-	done := func() {
-		sys.CloseFD(sock)
-		if place >= 0 {
-			sys.CloseFD(place)
-		}
-	}
-	return answer{ops: [2]*core.Operation{op}, dropped: done, do: func() performed {
-		defer done()
+	return s.onTheirs(p, op, where, func(sock int, addr []byte) performed {
 		return performed{errno: sys.Connect(sock, addr)}
-	}}
+	})
 }
 
-// sendFor sends a datagram for the box: its bytes are copied first. place, unless it is -1,
-// is what addr leads by.
-func (s *supervisor) sendFor(p peerCall, op *core.Operation, where func() ([]byte, int, syscall.Errno)) answer {
+// sendFor sends a datagram for the box: its bytes are copied first.
+func (s *supervisor) sendFor(p peerCall, op *core.Operation, where whereabouts) answer {
 	fail := func(rule string, e syscall.Errno) answer {
 		return s.refuse(op.Surface, p.act, op.Target, rule, e, p.detail())
 	}
@@ -575,25 +586,12 @@ func (s *supervisor) sendFor(p peerCall, op *core.Operation, where func() ([]byt
 			return fail("unreadable argument", syscall.EFAULT)
 		}
 	}
-	sock, e := s.theirSocket(p.fd)
-	if e != 0 {
-		return fail("unreadable argument", e)
-	}
 	op.Detail["how"] = "by the supervisor"
-	done := func() { sys.CloseFD(sock) }
 	const noSignal = 0x4000 // MSG_NOSIGNAL: SIGPIPE would be the supervisor's
-	return answer{ops: [2]*core.Operation{op}, dropped: done, do: func() performed {
-		defer done()
-		addr, place, e := where()
-		if e != 0 {
-			return performed{errno: e}
-		}
-		if place >= 0 {
-			defer sys.CloseFD(place)
-		}
+	return s.onTheirs(p, op, where, func(sock int, addr []byte) performed {
 		n, e := sys.SendTo(sock, data, int(p.flags)|noSignal, addr)
 		return performed{value: int64(n), errno: e}
-	}}
+	})
 }
 
 // socketSurface says whose socket a name is: a D-Bus, an agent of the user, or any.
