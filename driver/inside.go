@@ -86,28 +86,32 @@ type procStat struct {
 
 // stat reads what a process is doing; not ok when it is gone.
 func (o *ownProc) stat(pid int) (st procStat, ok bool) {
-	b := o.read(pid, "stat", 1024)
-	// The name comes second, in parentheses, and may have any byte in it.
-	i := bytes.LastIndexByte(b, ')')
-	if i < 0 {
+	state, num, ok := parseStat(o.read(pid, "stat", 1024))
+	if !ok {
 		return st, false
 	}
-	f := bytes.Fields(b[i+1:])
-	if len(f) < 20 || len(f[0]) != 1 {
-		return st, false
-	}
-	num := func(i int) int64 { // field i of the manual page
-		n, err := strconv.ParseInt(string(f[i-3]), 10, 64)
-		if err != nil {
-			return 0
-		}
-		return n
-	}
-	st.State, st.Parent, st.Threads = f[0][0], int(num(4)), num(20)
+	st.State, st.Parent, st.Threads = state, int(num(4)), num(20)
 	st.CPU = time.Duration(num(14)+num(15)+num(16)+num(17)) * time.Second / clockTicks
 	st.Own = time.Duration(num(14)+num(15)) * time.Second / clockTicks
 	st.Started = time.Duration(num(22)) * time.Second / clockTicks
 	return st, true
+}
+
+// parseStat returns the state and the other numbers of proc_pid_stat(5), by the manual page's
+// numbers of the fields.
+func parseStat(b []byte) (state byte, num func(field int) int64, ok bool) {
+	// The name comes second, in parentheses, and may have any byte in it.
+	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
+	if len(f) < 50 || len(f[0]) != 1 {
+		return 0, nil, false
+	}
+	return f[0][0], func(field int) int64 {
+		n, err := strconv.ParseInt(string(f[field-3]), 10, 64)
+		if err != nil {
+			return 0
+		}
+		return n
+	}, true
 }
 
 // threads counts the session's threads, without those of its init; -1 when it cannot.

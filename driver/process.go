@@ -333,17 +333,11 @@ func (t *processes) close() {
 // zombieExit returns the wait status of a process that is dead and not yet reaped: the last
 // field of proc_pid_stat(5).
 func zombieExit(tgid int) (syscall.WaitStatus, bool) {
-	b := readBounded("/proc/"+strconv.Itoa(tgid)+"/stat", 1024)
-	i := bytes.LastIndexByte(b, ')')
-	if i < 0 {
+	state, num, ok := parseStat(readBounded("/proc/"+strconv.Itoa(tgid)+"/stat", 1024))
+	if !ok || state != 'Z' {
 		return 0, false
 	}
-	f := bytes.Fields(b[i+1:])
-	if len(f) < 50 || string(f[0]) != "Z" {
-		return 0, false
-	}
-	n, err := strconv.ParseUint(string(f[49]), 10, 32)
-	return syscall.WaitStatus(n), err == nil
+	return syscall.WaitStatus(num(52)), true
 }
 
 func signalName(s syscall.Signal) string {
