@@ -341,14 +341,7 @@ func (o *outside) server(network, addr string) (net.Addr, error) {
 		}
 		io.WriteString(c, "end")
 		c.Close()
-		n := 0
-		for s := range heard {
-			if s == "end" {
-				break
-			}
-			n++
-		}
-		return n > 0
+		return heardAny(heard)
 	}
 	return l.Addr(), nil
 }
@@ -402,28 +395,20 @@ func loopback(o *outside) error {
 	return err
 }
 
+// heardAny says whether anything was heard before the end was.
+func heardAny(heard <-chan string) bool {
+	n := 0
+	for <-heard != "end" {
+		n++
+	}
+	return n > 0
+}
+
 func datagrams(how string) func(*outside) error {
 	return func(o *outside) error {
 		p := o.path("d")
-		addr := &net.UnixAddr{Name: p, Net: "unixgram"}
-		c, err := net.ListenUnixgram("unixgram", addr)
-		if err != nil {
-			return err
-		}
-		o.end(func() { c.Close() })
 		o.args, o.target = []string{p, how}, regexp.QuoteMeta(p)
-		o.harmed = func() bool {
-			end, err := net.DialUnix("unixgram", nil, addr)
-			if err != nil {
-				return true
-			}
-			defer end.Close()
-			io.WriteString(end, "end")
-			b := make([]byte, 16)
-			n, err := c.Read(b)
-			return err != nil || string(b[:n]) != "end"
-		}
-		return nil
+		return o.hears(p)
 	}
 }
 

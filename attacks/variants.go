@@ -141,14 +141,7 @@ func (o *outside) hears(name string) error {
 		}
 		defer end.Close()
 		io.WriteString(end, "end")
-		n := 0
-		for s := range heard {
-			if s == "end" {
-				break
-			}
-			n++
-		}
-		return n > 0
+		return heardAny(heard)
 	}
 	return nil
 }

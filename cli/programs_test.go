@@ -120,14 +120,7 @@ func TestRealProgramsBehaveAsOutside(t *testing.T) {
 	for _, p := range realPrograms {
 		t.Run(p.name, func(t *testing.T) {
 			t.Parallel()
-			for _, prog := range p.needs {
-				if _, err := exec.LookPath(prog); err != nil {
-					if os.Getenv("SANDGLASS_NO_SKIP") != "" {
-						t.Fatalf("%s is not installed: tools/setup.sh installs it", prog)
-					}
-					t.Skipf("%s is not installed", prog)
-				}
-			}
+			needPrograms(t, os.Getenv("PATH"), p.needs...)
 			real := t.TempDir() // work, and the programs' home and temporary files
 			work := filepath.Join(real, "work")
 			for _, d := range []string{"work", "home", "tmp"} {
@@ -137,24 +130,7 @@ func TestRealProgramsBehaveAsOutside(t *testing.T) {
 			}
 			env := programsEnv(real)
 			state := filepath.Join(t.TempDir(), "home")
-			run := func(argv ...string) (stdout, stderr string, code int) {
-				t.Helper()
-				cmd := exec.Command(argv[0], argv[1:]...)
-				cmd.Dir, cmd.Env = work, append(env, "SANDGLASS_HOME="+state)
-				var out, err bytes.Buffer
-				cmd.Stdout, cmd.Stderr = &out, &err
-				if cmd.Run(); cmd.ProcessState == nil {
-					t.Fatalf("%q did not start", argv)
-				}
-				return out.String(), err.String(), cmd.ProcessState.ExitCode()
-			}
-			t.Cleanup(func() {
-				for _, end := range [][]string{{"box", "rm", "it"}, {"stop"}} {
-					if out, err, code := run(append([]string{"sandglass"}, end...)...); code != 0 {
-						t.Errorf("%q: %s%s", end, out, err)
-					}
-				}
-			})
+			run := runner(t, work, append(env, "SANDGLASS_HOME="+state))
 			if out, err, code := run("sh", "-ec", p.fixture); code != 0 {
 				t.Fatalf("the fixture: exit code %d\n%s%s", code, out, err)
 			}
@@ -189,6 +165,43 @@ func TestRealProgramsBehaveAsOutside(t *testing.T) {
 			diffManifests(t, "in the box and outside", inBox, outside, p.differ)
 		})
 	}
+}
+
+// needPrograms skips a test without those programs, or fails it where they were installed.
+func needPrograms(t *testing.T, path string, programs ...string) {
+	t.Helper()
+	for _, prog := range programs {
+		if exec.Command("env", "PATH="+path, "sh", "-c", "command -v "+prog).Run() == nil {
+			continue
+		}
+		if os.Getenv("SANDGLASS_NO_SKIP") != "" {
+			t.Fatalf("%s is not installed: tools/setup.sh installs it", prog)
+		}
+		t.Skipf("%s is not installed", prog)
+	}
+}
+
+// runner runs programs in dir; at the test's end the box "it" and the daemon go.
+func runner(t *testing.T, dir string, env []string) (run func(argv ...string) (stdout, stderr string, code int)) {
+	run = func(argv ...string) (stdout, stderr string, code int) {
+		t.Helper()
+		cmd := exec.Command(argv[0], argv[1:]...)
+		cmd.Dir, cmd.Env = dir, env
+		var out, err bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &out, &err
+		if cmd.Run(); cmd.ProcessState == nil {
+			t.Fatalf("%q did not start", argv)
+		}
+		return out.String(), err.String(), cmd.ProcessState.ExitCode()
+	}
+	t.Cleanup(func() {
+		for _, end := range [][]string{{"box", "rm", "it"}, {"stop"}} {
+			if out, err, code := run(append([]string{"sandglass"}, end...)...); code != 0 {
+				t.Errorf("%q: %s%s", end, out, err)
+			}
+		}
+	})
+	return run
 }
 
 // refusalsAreKnown checks that a box wrote nothing that is real, and was refused what it

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"bufio"
-	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -75,14 +74,7 @@ func TestServicesInABox(t *testing.T) {
 			if servers, err := filepath.Glob("/usr/lib/postgresql/*/bin"); err == nil && len(servers) > 0 {
 				path += ":" + servers[len(servers)-1]
 			}
-			for _, prog := range p.needs {
-				if out, err := exec.Command("env", "PATH="+path, "sh", "-c", "command -v "+prog).CombinedOutput(); err != nil {
-					if os.Getenv("SANDGLASS_NO_SKIP") != "" {
-						t.Fatalf("%s is not installed: tools/setup.sh installs it: %s", prog, out)
-					}
-					t.Skipf("%s is not installed", prog)
-				}
-			}
+			needPrograms(t, path, p.needs...)
 			real, err := os.MkdirTemp("", "sg") // short: sockets are made in it
 			if err != nil {
 				t.Fatal(err)
@@ -96,24 +88,7 @@ func TestServicesInABox(t *testing.T) {
 			}
 			env := append(programsEnv(real), "PATH="+path, "XDG_RUNTIME_DIR="+real+"/run", "GSETTINGS_SCHEMA_DIR="+work+"/schemas", "GSETTINGS_BACKEND=dconf",
 				"DBUS_SESSION_BUS_ADDRESS="+outsideBus(t, real), "SANDGLASS_HOME="+filepath.Join(t.TempDir(), "home"))
-			run := func(argv ...string) (stdout, stderr string, code int) {
-				t.Helper()
-				cmd := exec.Command(argv[0], argv[1:]...)
-				cmd.Dir, cmd.Env = work, env
-				var out, err bytes.Buffer
-				cmd.Stdout, cmd.Stderr = &out, &err
-				if cmd.Run(); cmd.ProcessState == nil {
-					t.Fatalf("%q did not start", argv)
-				}
-				return out.String(), err.String(), cmd.ProcessState.ExitCode()
-			}
-			t.Cleanup(func() {
-				for _, end := range [][]string{{"box", "rm", "it"}, {"stop"}} {
-					if out, err, code := run(append([]string{"sandglass"}, end...)...); code != 0 {
-						t.Errorf("%q: %s%s", end, out, err)
-					}
-				}
-			})
+			run := runner(t, work, env)
 			if out, err, code := run("sh", "-ec", p.fixture+"\n:"); code != 0 {
 				t.Fatalf("the fixture: exit code %d\n%s%s", code, out, err)
 			}

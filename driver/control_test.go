@@ -230,7 +230,9 @@ func TestALogThatIsHeldHoldsNoOrder(t *testing.T) {
 		l := newLab(t)
 		dir := l.boxDir("b")
 		ended := make(chan struct{})
-		opts := runOpts{quiet: true, ended: func() { close(ended) }, log: func(op *core.Operation) error {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+		defer cancel()
+		opts := runOpts{ctx: ctx, quiet: true, ended: func() { close(ended) }, log: func(op *core.Operation) error {
 			if op.Seq > 20 { // the log is full, until the session has ended
 				<-ended
 			}
@@ -240,8 +242,22 @@ func TestALogThatIsHeldHoldsNoOrder(t *testing.T) {
 			opts.policy = limited("wall-time=2s")
 		} else {
 			go func() {
-				for n := 0; n == 0; n, _ = Ask(dir, Order{Do: "kill"}) {
-					time.Sleep(2 * time.Second) // it is the journal's filling that is waited for
+				// Until the log holds the box: its processes use no time any more.
+				still, before := 0, -1.0
+				until(ctx, func() bool {
+					ps, err := Processes(dir)
+					used := 0.0
+					for _, p := range ps {
+						used += p.CPU
+					}
+					if still++; err != nil || len(ps) == 0 || used != before {
+						still, before = 0, used
+					}
+					return still == 50
+				})
+				if n, err := Ask(dir, Order{Do: "kill"}); n != 1 || err != nil {
+					t.Errorf("kill: %d %v", n, err)
+					cancel()
 				}
 			}()
 		}

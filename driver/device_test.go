@@ -84,3 +84,32 @@ func TestAGrantedDevice(t *testing.T) {
 		t.Errorf("on record: %q", got)
 	}
 }
+
+func TestADeviceIsTakenBack(t *testing.T) {
+	l := newLab(t)
+	if f, err := os.Open("/dev/tty0"); err != nil {
+		t.Skipf("no virtual console that this user may open: %v", err)
+	} else {
+		f.Close()
+	}
+	asked := false
+	r := l.run(runOpts{policy: func(p *core.Policy) {
+		if err := p.Set("device.screen", "allow"); err != nil {
+			t.Fatal(err)
+		}
+	}, live: func(op *core.Operation) {
+		if op.Surface == core.DeviceScreen && op.Verdict == core.Allowed && !asked {
+			asked = true
+			if n, err := Ask(l.boxDir("b"), Order{Do: "set", Surface: "device.screen", Verdict: "block"}); n != 1 || err != nil {
+				t.Errorf("%d %v", n, err)
+			}
+		}
+	}}, "/usr/bin/python3", "-c", `import os
+n = 0
+try:
+    while True: os.close(os.open("/dev/tty0", os.O_RDONLY | os.O_NONBLOCK)); n += 1
+except OSError as e: print(n > 0, e.strerror)`)
+	if r.out != "True No such file or directory\n" {
+		t.Errorf("%q %s", r.out, r.stderr)
+	}
+}

@@ -80,12 +80,12 @@ func sleepPath(t *testing.T) string {
 
 // waitExe waits until a process executes exe.
 func waitExe(pid int, exe string) {
-	for range 1000 {
-		if p, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe"); err == nil && p == exe {
-			return
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	until(ctx, func() bool {
+		p, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe")
+		return err == nil && p == exe
+	})
 }
 
 func TestAKillFromOutsideIsSeen(t *testing.T) {
