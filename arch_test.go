@@ -17,14 +17,15 @@ import (
 // here is a change of design, to be argued for there. A package may import the packages
 // below its own folder.
 var mayImport = map[string][]string{
-	".":          {"cli", "driver"}, // driver for its re-exec stage, which must run before everything else
-	"cli":        {"core", "core/query", "driver", "events", "hooks", "store", "web"},
-	"core":       {},
-	"core/query": {"core"},
-	"driver":     {"core"},
-	"driver/sys": {},
-	"events":     {"core"},
-	"migrations": {},
+	".":              {"cli", "driver"}, // driver for its re-exec stage, which must run before everything else
+	"cli":            {"core", "core/query", "driver", "events", "hooks", "store", "web"},
+	"core":           {},
+	"core/query":     {"core"},
+	"driver":         {"core"},
+	"driver/sys":     {},
+	"driver/network": {"core", "driver/sys"},
+	"events":         {"core"},
+	"migrations":     {},
 	// tools stand alone: they use the built binary as a person does
 	"tools/bench":   {"driver/sys"}, // bare notification, to compare with
 	"tools/compare": {},
@@ -40,6 +41,8 @@ var doors = map[string]string{
 	"unsafe":                        "driver/sys",
 	"golang.org/x/sys":              "driver/sys",
 	"github.com/nats-io":            "events",
+	"gvisor.dev/gvisor":             "driver/network",
+	"golang.org/x/net":              "driver/network",
 	"modernc.org/sqlite":            "store",
 	"database/sql":                  "store",
 	"github.com/go-chi/chi/v5":      "web",

@@ -53,21 +53,24 @@ func ParseObserve(s string) (Observe, error) {
 // Net is the network that a box gets.
 type Net string
 
-// The networks. [NetNone] is the default.
+// The networks. [NetOwn] is the default.
 const (
 	NetNone Net = "none" // an empty network namespace, loopback up
+	NetOwn  Net = "own"  // a network namespace whose only way out is the supervisor's own TCP/IP stack
 	NetHost Net = "host" // the caller's network namespace
 )
 
-// ParseNet reads a network; "" is [NetNone].
+// ParseNet reads a network; "" is [NetOwn].
 func ParseNet(s string) (Net, error) {
 	switch n := Net(s); n {
 	case "":
-		return NetNone, nil
-	case NetNone, NetHost:
+		return NetOwn, nil
+	case NetNone, NetOwn, NetHost:
 		return n, nil
+	case "offline":
+		return NetNone, nil
 	}
-	return "", Hint(fmt.Errorf("unknown network %q", s), "one of none, host")
+	return "", Hint(fmt.Errorf("unknown network %q", Shorten(s, 80)), "one of own, none (or offline), host")
 }
 
 // MaxBoxName is the longest name of a box, in bytes.

@@ -18,11 +18,13 @@ type Limits struct {
 	FileSize  int64         // bytes of any one file that is written
 	BoxSize   int64         // bytes of all that the box has changed
 	WallTime  time.Duration // from the session's begin to its end
+	NetRate   int64         // bytes a second of its network, each way
+	NetBytes  int64         // bytes of its network, both ways together
 }
 
 // limitNames are the names in files and on the command line, in the order in which
 // they are listed.
-var limitNames = []string{"processes", "memory", "cpus", "cpu-time", "open-files", "file-size", "box-size", "wall-time"}
+var limitNames = []string{"processes", "memory", "cpus", "cpu-time", "open-files", "file-size", "box-size", "wall-time", "net-rate", "net-bytes"}
 
 // LimitNames lists the names of the limits.
 func LimitNames() []string { return append([]string(nil), limitNames...) }
@@ -46,6 +48,10 @@ func (l *Limits) Set(name, text string) error {
 		err = setSize(&l.FileSize, text, none)
 	case "box-size":
 		err = setSize(&l.BoxSize, text, none)
+	case "net-rate":
+		err = setSize(&l.NetRate, text, none)
+	case "net-bytes":
+		err = setSize(&l.NetBytes, text, none)
 	case "cpu-time":
 		err = setDuration(&l.CPUTime, text, none)
 	case "wall-time":
@@ -133,6 +139,8 @@ func (l Limits) texts() (out []string) {
 		{"file-size", l.FileSize != 0, strconv.FormatInt(l.FileSize, 10)},
 		{"box-size", l.BoxSize != 0, strconv.FormatInt(l.BoxSize, 10)},
 		{"wall-time", l.WallTime != 0, l.WallTime.String()},
+		{"net-rate", l.NetRate != 0, strconv.FormatInt(l.NetRate, 10)},
+		{"net-bytes", l.NetBytes != 0, strconv.FormatInt(l.NetBytes, 10)},
 	} {
 		if x.set {
 			out = append(out, x.name+"="+x.text)

@@ -18,6 +18,7 @@ type Policy struct {
 	// Connect lists the Unix sockets outside, by absolute path or glob ([path.Match]), that
 	// a box may connect to whatever its surface says. An abstract name begins with '@'.
 	Connect []string
+	Network Network // of a box with a network of its own
 	Limits  Limits
 }
 
@@ -56,6 +57,10 @@ func (p *Policy) Set(surface, v string) error {
 	if err != nil {
 		return err
 	}
+	if i.Surface == NetOut && v == "ask" {
+		p.Surfaces[NetOut], p.Network.Outbound = Allowed, Ask
+		return nil
+	}
 	verdict, ok := map[string]Verdict{"allow": Allowed, "redirect": Redirected, "block": Blocked}[v]
 	if !ok {
 		return Hint(fmt.Errorf("%s: unknown verdict %q", surface, Shorten(v, 80)), "allow, redirect or block")
@@ -68,6 +73,9 @@ func (p *Policy) Set(surface, v string) error {
 		return Hint(fmt.Errorf("%s cannot be set to %s", surface, v), "it can be: "+strings.Join(can, ", "))
 	}
 	p.Surfaces[i.Surface] = verdict
+	if i.Surface == NetOut {
+		p.Network.Outbound = map[Verdict]Stance{Allowed: Allow, Blocked: Block}[verdict]
+	}
 	return nil
 }
 
@@ -101,6 +109,7 @@ func (p *Policy) Changes() string {
 	for _, c := range p.Connect {
 		out = append(out, "connect="+c)
 	}
+	out = append(out, p.Network.changes(&base.Network)...)
 	out = append(out, p.Limits.texts()...)
 	return strings.Join(out, ", ")
 }
@@ -111,7 +120,7 @@ const DefaultPolicy = "fully-virtualised"
 var builtin = map[string]*Policy{DefaultPolicy: fullyVirtualised()}
 
 func fullyVirtualised() *Policy {
-	p := &Policy{Name: DefaultPolicy, Observe: ObserveFull, Net: NetNone, Surfaces: map[Surface]Verdict{}, Limits: Limits{Processes: defaultProcesses}}
+	p := &Policy{Name: DefaultPolicy, Observe: ObserveFull, Net: NetOwn, Network: Network{Outbound: Allow}, Surfaces: map[Surface]Verdict{}, Limits: Limits{Processes: defaultProcesses}}
 	for _, i := range surfaces {
 		p.Surfaces[i.Surface] = i.Default
 	}
@@ -146,6 +155,7 @@ func (p *Policy) Revoke(addr string) error {
 func (p *Policy) Clone() *Policy {
 	c := *p
 	c.Surfaces, c.Connect = maps.Clone(p.Surfaces), slices.Clone(p.Connect)
+	c.Network.Rules, c.Network.Publish, c.Network.Resolvers = slices.Clone(p.Network.Rules), slices.Clone(p.Network.Publish), slices.Clone(p.Network.Resolvers)
 	return &c
 }
 

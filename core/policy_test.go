@@ -28,7 +28,7 @@ limits:
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.Name != "web" || p.Observe != ObserveChanges || p.Net != NetNone {
+	if p.Name != "web" || p.Observe != ObserveChanges || p.Net != NetOwn {
 		t.Errorf("%+v", p)
 	}
 	for s, want := range map[Surface]Verdict{DeviceCamera: Allowed, IPCDBus: Blocked, DeviceSound: Blocked, FilesWrite: Redirected, "new.surface": Blocked} {

@@ -22,6 +22,15 @@ const maxPolicyFile = 1 << 20
 //	  device.camera: allow   # allow, redirect or block
 //	connect:                 # Unix sockets outside that it may connect to
 //	  - /run/postgresql/.s.PGSQL.5432
+//	network:                 # of net: own
+//	  outbound: ask          # the Internet where no rule matches: allow, ask, block
+//	  rules:                 # the first that matches decides
+//	    - allow *.debian.org:80,443
+//	    - allow 127.0.0.1:5432 from /usr/bin/psql
+//	  publish: ["127.0.0.1:8080:80"]
+//	  proxy: socks5://127.0.0.1:1080
+//	  resolvers: ["192.0.2.53"]
+//	  other-dns: block       # DNS over TLS, QUIC and HTTPS past the box's resolver
 //	limits:
 //	  memory: 512MiB
 //
@@ -38,6 +47,7 @@ func ParsePolicy(name string, text []byte) (*Policy, error) {
 		Net      string            `yaml:"net"`
 		Surfaces map[string]string `yaml:"surfaces"`
 		Connect  []string          `yaml:"connect"`
+		Network  networkFile       `yaml:"network"`
 		Limits   map[string]string `yaml:"limits"`
 	}
 	fail := func(err error) error { return fmt.Errorf("policy %s: %w", Shorten(name, 200), err) }
@@ -81,6 +91,12 @@ func ParsePolicy(name string, text []byte) (*Policy, error) {
 			return nil, fail(err)
 		}
 	}
+	if err := f.Network.apply(&p.Network); err != nil {
+		return nil, fail(err)
+	}
+	if f.Network.Outbound != "" {
+		p.Surfaces[NetOut] = map[bool]Verdict{true: Allowed}[p.Network.Outbound != Block]
+	}
 	for _, l := range sortedKeys(f.Limits) {
 		if err := p.Limits.Set(l, strings.TrimSpace(f.Limits[l])); err != nil {
 			return nil, fail(err)
@@ -96,4 +112,45 @@ func sortedKeys(m map[string]string) []string {
 	}
 	sort.Strings(ks)
 	return ks
+}
+
+// networkFile is the network of a policy's file.
+type networkFile struct {
+	Outbound  string   `yaml:"outbound"`
+	OtherDNS  string   `yaml:"other-dns"`
+	Rules     []string `yaml:"rules"`
+	Publish   []string `yaml:"publish"`
+	Proxy     string   `yaml:"proxy"`
+	Resolvers []string `yaml:"resolvers"`
+}
+
+func (f *networkFile) apply(n *Network) (err error) {
+	for _, s := range []struct {
+		text string
+		to   *Stance
+		key  string
+	}{{f.Outbound, &n.Outbound, "outbound"}, {f.OtherDNS, &n.OtherDNS, "other-dns"}} {
+		if s.text == "" {
+			continue
+		}
+		if *s.to, err = ParseStance(s.text); err != nil {
+			return fmt.Errorf("%s: %w", s.key, err)
+		}
+	}
+	for _, t := range f.Rules {
+		if err := n.AddRule(t, false); err != nil {
+			return err
+		}
+	}
+	for _, t := range f.Publish {
+		if err := n.AddPublish(t); err != nil {
+			return err
+		}
+	}
+	for _, t := range f.Resolvers {
+		if err := n.AddResolver(t); err != nil {
+			return err
+		}
+	}
+	return n.SetProxy(f.Proxy)
 }

@@ -44,7 +44,9 @@ const (
 	DeviceFuse       Surface = "device.fuse"       // file systems in user space
 	DeviceTTY        Surface = "device.tty"        // terminals: input that is forged
 	DeviceOther      Surface = "device.other"      // any other device node
-	NetOut           Surface = "net.out"           // a connection to another host
+	NetOut           Surface = "net.out"           // a flow to another host
+	NetIn            Surface = "net.in"            // a connection from outside to a port that is published
+	NetDNS           Surface = "net.dns"           // a question for a name
 	SystemKernel     Surface = "system.kernel"     // mounts, namespaces, io_uring, modules, bpf, perf and the like
 	SystemPower      Surface = "system.power"      // reboot and shutdown
 	SystemClock      Surface = "system.clock"      // the system's time is set
@@ -97,7 +99,9 @@ var surfaces = []SurfaceInfo{
 	{DeviceFuse, Blocked, nil},
 	{DeviceTTY, Blocked, nil},
 	{DeviceOther, Blocked, nil},
-	{NetOut, Blocked, nil},
+	{NetOut, Allowed, []Verdict{Blocked}},
+	{NetIn, Blocked, nil},
+	{NetDNS, Allowed, []Verdict{Blocked}},
 	{SystemKernel, Blocked, []Verdict{Allowed}},
 	{SystemPower, Blocked, nil},
 	{SystemClock, Blocked, nil},
@@ -189,6 +193,14 @@ const (
 	ActCompare     Action = "compare"      // kcmp(2)
 	ActConnect     Action = "connect"      // target: the address; detail.how: performed by the supervisor
 	ActSend        Action = "send"         // a datagram to an address
+	ActAccept      Action = "accept"       // a flow comes in by a published port; detail.flow, detail.from
+	ActIdentify    Action = "identify"     // what a flow said of itself; target: the name; detail.flow, detail.by, detail.alpn, detail.cert
+	ActCount       Action = "count"        // a flow goes on; detail.flow, and what it has carried so far
+	ActClose       Action = "close"        // a flow has ended; detail.flow, what it carried, detail.reason
+	ActResolve     Action = "resolve"      // the resolver was asked; target: the name; detail.type, detail.rcode, detail.answers
+	ActTunnel      Action = "tunnel"       // questions below one name carry data; target: that name
+	ActConfigure   Action = "configure"    // an interface, address or route is to be changed
+	ActAsk         Action = "ask"          // a person is asked about a flow, or has answered; detail.ask, detail.answer
 	ActListen      Action = "listen"       //
 	ActAttach      Action = "attach"       // shared memory, semaphores or a queue are found or made; target: the call and key, or the name
 	ActSocket      Action = "socket"       // target: family and type

@@ -1,6 +1,9 @@
 package core
 
-import "time"
+import (
+	"strconv"
+	"time"
+)
 
 // The views are what the projections answer and what pages and the command line show.
 // They are plain values: whoever gets one owns it.
@@ -112,4 +115,77 @@ type OpsPage struct {
 	Cursors []OpCursor // of each operation
 	More    bool       // there are more in the direction that was asked for, or may be
 	Next    OpCursor   // where to go on when there is More; the last of Cursors, or further
+}
+
+// FlowView is one flow of a session's network: a TCP connection, the datagrams between two
+// addresses, the echo requests to a host.
+type FlowView struct {
+	Flow     string    `json:"flow"` // its number in the session
+	Box      string    `json:"box"`
+	Session  SessionID `json:"session"`
+	Proc     ProcID    `json:"proc,omitempty"` // that opened it; "" when unknown, or for one that came in
+	PID      int       `json:"pid"`
+	Exe      string    `json:"exe"`
+	Surface  Surface   `json:"surface"`
+	Inbound  bool      `json:"inbound,omitempty"`
+	Proto    string    `json:"proto"`  // tcp, udp, icmp
+	Target   string    `json:"target"` // address and port of the other side
+	Name     string    `json:"name,omitempty"`
+	By       string    `json:"by,omitempty"` // who told the name: dns, tls, http
+	ALPN     string    `json:"alpn,omitempty"`
+	Cert     string    `json:"cert,omitempty"` // names of the server's certificate, where it is sent in the clear
+	Verdict  Verdict   `json:"verdict"`
+	Rule     string    `json:"rule"`
+	Errno    string    `json:"errno,omitempty"` // what the other side's answer to the connect was
+	Start    time.Time `json:"start"`
+	End      time.Time `json:"end,omitzero"`     // zero while it is open
+	Reason   string    `json:"reason,omitempty"` // why it ended: fin, reset, timeout, cut, policy, limit, session
+	Sent     uint64    `json:"sent"`             // bytes of payload that left the box
+	Received uint64    `json:"received"`
+	PktsOut  uint64    `json:"packets_out"` // of the box
+	PktsIn   uint64    `json:"packets_in"`
+	RTT      int64     `json:"rtt_us,omitempty"` // smoothed, to the other side, in microseconds; 0 when unknown
+}
+
+// Fold adds an operation of the flow: one whose detail names it.
+func (f *FlowView) Fold(op *Operation) {
+	d := op.Detail
+	set := func(to *string, key string) {
+		if v := d[key]; v != "" {
+			*to = v
+		}
+	}
+	num := func(to *uint64, key string) {
+		if v, err := strconv.ParseUint(d[key], 10, 63); err == nil {
+			*to = v
+		}
+	}
+	if f.Start.IsZero() {
+		f.Flow, f.Box, f.Session, f.Start = d["flow"], op.Box, op.Session, op.Time
+	}
+	switch op.Action {
+	case ActConnect, ActSend, ActAccept:
+		f.Proc, f.PID, f.Exe, f.Surface, f.Target, f.Verdict, f.Rule, f.Errno = op.Proc, op.PID, op.Exe, op.Surface, op.Target, op.Verdict, op.Rule, op.Errno
+		f.Start, f.Inbound = op.Time, op.Action == ActAccept
+		if f.Errno != "" {
+			f.End, f.Reason = op.Time, "refused"
+		}
+	case ActIdentify:
+		f.Name, f.Verdict, f.Rule = op.Target, op.Verdict, op.Rule
+	case ActClose:
+		f.End = op.Time
+	}
+	set(&f.Proto, "proto")
+	set(&f.Name, "name")
+	set(&f.By, "by")
+	set(&f.ALPN, "alpn")
+	set(&f.Cert, "cert")
+	set(&f.Reason, "reason")
+	num(&f.Sent, "sent")
+	num(&f.Received, "received")
+	num(&f.PktsOut, "packets_out")
+	num(&f.PktsIn, "packets_in")
+	if v, err := strconv.ParseInt(d["rtt_us"], 10, 63); err == nil {
+		f.RTT = v
+	}
 }

@@ -22,13 +22,21 @@ import (
 // asked over a socket in the box's folder, which no box can see; the folder's mode keeps
 // other users out.
 type Order struct {
-	// Do is "freeze", "thaw", "kill", "set", "grant" or "revoke".
+	// Do is "freeze", "thaw", "kill", "set", "grant", "revoke", "rule", "unrule", "cut",
+	// "asks" or "answer".
 	Do string `json:"do"`
 	// Surface and Verdict ("allow", "redirect", "block") are of "set".
 	Surface string `json:"surface,omitempty"`
 	Verdict string `json:"verdict,omitempty"`
 	// Socket is of "grant" and "revoke", see [core.Policy.Connect].
 	Socket string `json:"socket,omitempty"`
+	// Rule is of "rule", which goes before those there are, and "unrule": see [core.ParseFlowRule].
+	Rule string `json:"rule,omitempty"`
+	// Flow is of "cut": its number, "" for all.
+	Flow string `json:"flow,omitempty"`
+	// Ask and Allow are of "answer".
+	Ask   string `json:"ask,omitempty"`
+	Allow bool   `json:"allow,omitempty"`
 }
 
 type outcome struct {
