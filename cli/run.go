@@ -35,6 +35,8 @@ type runOptions struct {
 	box, policy, net, observe, dir string
 	rm, noServe                    bool
 	set, connect, limit            []string
+	rule, publish, resolver        []string
+	proxy, pcap                    string
 }
 
 func newRun(p *printer) *cobra.Command {
@@ -66,14 +68,20 @@ Everything after the command's name is the command's: put flags of sandglass bef
 	f.StringArrayVar(&o.connect, "connect", nil, "PATH: a Unix socket outside that the box may connect to, @NAME for an abstract one; may be repeated")
 	f.StringArrayVar(&o.limit, "limit", nil, "NAME=VALUE: processes, memory, cpus, cpu-time, open-files, file-size, box-size or wall-time; may be repeated")
 	f.BoolVar(&o.rm, "rm", false, "discard the box, with all that is in it, at the end")
-	f.StringVar(&o.net, "net", "", "the network: none, host (default: the policy's)")
+	f.StringVar(&o.net, "net", "", "the network: own (of the box, each flow judged and counted), none, host (default: the policy's)")
+	f.StringArrayVar(&o.rule, "rule", nil, "RULE of the box's network, before those of the policy: 'allow *.debian.org:443', 'block 10.0.0.0/8', 'ask *'; may be repeated, the first that matches decides")
+	f.StringArrayVar(&o.publish, "publish", nil, "[ADDRESS:]PORT:PORT[/udp]: a port of this machine that leads to one of the box; may be repeated")
+	f.StringVar(&o.proxy, "proxy", "", "socks5://HOST:PORT or http://HOST:PORT: the proxy that the box's network goes through")
+	f.StringArrayVar(&o.resolver, "resolver", nil, "ADDRESS: the name server that the box's questions go to (default: this machine's); may be repeated")
+	f.StringVar(&o.pcap, "pcap", "", "keep the last packets of the box's network, at most this much (pcapng, see sandglass pcap)")
+	f.Lookup("pcap").NoOptDefVal = defaultCapture
 	f.StringVar(&o.observe, "observe", "", "what is recorded: full, changes (no plain reads), lean (programs only) (default: the policy's)")
 	f.StringVarP(&o.dir, "dir", "C", "", "the directory to run in (default: this one)")
 	f.BoolVar(&o.noServe, "no-serve", false, "do not start the daemon; what is recorded waits for it in the spool")
 	complete := map[string]func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective){
 		"box": completeBoxes, "policy": completePolicies,
 		"set": completeSurfaces, "limit": completeLimits,
-		"net": completeWords("none", "host"), "observe": completeWords("full", "changes", "lean"),
+		"net": completeWords("own", "none", "host"), "observe": completeWords("full", "changes", "lean"),
 		"dir": func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 			return nil, cobra.ShellCompDirectiveFilterDirs
 		},
@@ -89,10 +97,11 @@ Everything after the command's name is the command's: put flags of sandglass bef
 // session is a run that everything is known of, and nothing was done for yet.
 type session struct {
 	core.Session
-	policy *core.Policy
-	ref    string // by which a new box finds the policy again
-	dir    string
-	rm     bool
+	policy  *core.Policy
+	capture int64  // bytes of packets to keep; 0: none
+	ref     string // by which a new box finds the policy again
+	dir     string
+	rm      bool
 }
 
 // plan checks all that can be checked before anything is made.
@@ -137,6 +146,16 @@ func (o *runOptions) plan(h Home, command []string, now time.Time) (*session, er
 			return nil, err
 		}
 	}
+	for flag, given := range map[string]bool{"--rule": len(o.rule) > 0, "--publish": len(o.publish) > 0, "--proxy": o.proxy != "", "--resolver": len(o.resolver) > 0, "--pcap": o.pcap != ""} {
+		if given && s.Net != core.NetOwn {
+			return nil, core.Hint(fmt.Errorf("%s: the network is %q", flag, s.Net), "it is of a box's own network: --net own")
+		}
+	}
+	if o.pcap != "" {
+		if s.capture, err = core.ParseSize(o.pcap); err != nil {
+			return nil, core.Hint(fmt.Errorf("--pcap %q: %w", core.Shorten(o.pcap, 80), err), "a size, as in --pcap=64MiB")
+		}
+	}
 	if s.dir, err = workingDir(h, o.dir); err != nil {
 		return nil, err
 	}
@@ -168,6 +187,32 @@ func (o *runOptions) adjust(p *core.Policy) error {
 	for _, c := range o.connect {
 		if err := p.Grant(c); err != nil {
 			return fmt.Errorf("--connect: %w", err)
+		}
+	}
+	rules := p.Network.Rules
+	p.Network.Rules = nil
+	for _, r := range o.rule {
+		if err := p.Network.AddRule(r, false); err != nil {
+			return fmt.Errorf("--rule: %w", err)
+		}
+	}
+	p.Network.Rules = append(p.Network.Rules, rules...)
+	for _, t := range o.publish {
+		if err := p.Network.AddPublish(t); err != nil {
+			return fmt.Errorf("--publish: %w", err)
+		}
+	}
+	for i, t := range o.resolver {
+		if i == 0 {
+			p.Network.Resolvers = nil
+		}
+		if err := p.Network.AddResolver(t); err != nil {
+			return fmt.Errorf("--resolver: %w", err)
+		}
+	}
+	if o.proxy != "" {
+		if err := p.Network.SetProxy(o.proxy); err != nil {
+			return fmt.Errorf("--proxy: %w", err)
 		}
 	}
 	for _, kv := range o.limit {
@@ -305,10 +350,15 @@ func (s *session) record(p *printer, h Home, natsURL string, serve bool) error {
 	if err != nil {
 		return homeHint(err)
 	}
+	capture, err := s.captureFile(h)
+	if err != nil {
+		return err
+	}
 	code := exitSandglass
 	if err = log.Begin(events.Life{}); err == nil {
 		ctx := context.Background() // signals are the command's; the driver passes them on
 		code, err = driver.Run(ctx, driver.Options{
+			Capture: capture, CaptureLimit: s.capture, Notice: func(text string) { p.Note("%s", text) },
 			BoxDir: h.box(s.Box), Hide: []string{string(h)}, Session: s.Session, Policy: s.policy, Dir: s.dir,
 			Env: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 			Guarded: h.ports, Log: log.Observer(ctx, full.held), Ended: log.Ending,
@@ -334,6 +384,20 @@ func (s *session) record(p *printer, h Home, natsURL string, serve bool) error {
 		return errors.Join(homeHint(err), trouble.but(err))
 	}
 	return exitCode(code)
+}
+
+// defaultCapture is how much --pcap keeps when it does not say.
+const defaultCapture = "64MiB"
+
+// captureFile is where the session's packets go, "" when they are not kept.
+func (s *session) captureFile(h Home) (string, error) {
+	if s.capture == 0 {
+		return "", nil
+	}
+	if err := os.MkdirAll(h.path("captures"), 0o700); err != nil {
+		return "", fmt.Errorf("--pcap: %w", err)
+	}
+	return h.path("captures", string(s.ID)+".pcapng"), nil
 }
 
 // fullDisk tells the person at the terminal what a full disk does to the box. The box can

@@ -106,6 +106,12 @@ func setDuration(to *time.Duration, text string, none bool) error {
 	return nil
 }
 
+// ParseSize reads a size: a number of bytes, or of a unit of 1024: "512MiB", "2G".
+func ParseSize(text string) (n int64, err error) {
+	err = setSize(&n, text, false)
+	return n, err
+}
+
 var sizeUnits = map[string]int64{"": 1, "b": 1, "k": 1 << 10, "kb": 1 << 10, "kib": 1 << 10, "m": 1 << 20, "mb": 1 << 20, "mib": 1 << 20,
 	"g": 1 << 30, "gb": 1 << 30, "gib": 1 << 30, "t": 1 << 40, "tb": 1 << 40, "tib": 1 << 40}
 

@@ -175,8 +175,12 @@ func (r *run) obey(o Order) error {
 	case "kill":
 		r.kill("it was asked for")
 		return nil
-	case "set", "grant", "revoke":
+	case "set", "grant", "revoke", "rule", "unrule":
 		return r.change(o)
+	case "cut":
+		return r.cut(o.Flow)
+	case "answer":
+		return r.answer(o)
 	}
 	return fmt.Errorf("unknown order %q", core.Shorten(o.Do, 80))
 }
@@ -326,6 +330,12 @@ func (r *run) change(o Order) error {
 	case "grant":
 		target = o.Socket
 		err = p.Grant(o.Socket)
+	case "rule":
+		target = o.Rule
+		err = p.Network.AddRule(o.Rule, true)
+	case "unrule":
+		target = o.Rule
+		err = p.Network.RemoveRule(o.Rule)
 	default:
 		target = o.Socket
 		err = p.Revoke(o.Socket)
@@ -335,6 +345,9 @@ func (r *run) change(o Order) error {
 	}
 	r.s.policy.Store(p)
 	r.note(core.ActPolicy, target, d)
+	if n := r.s.net; n != nil {
+		go n.PolicyChanged() // what it lets go no more ends at once; the log may make that wait
+	}
 	return nil
 }
 

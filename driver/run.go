@@ -42,6 +42,12 @@ type Options struct {
 	// Guarded lists the TCP ports on which the sandbox itself listens: a box on the caller's
 	// network does not reach them. It is asked at each connection, from one goroutine; nil: none.
 	Guarded func() []uint16
+	// Capture is the file that the packets of the box's own network go to, "" for none, and
+	// CaptureLimit how many bytes of the latest are kept.
+	Capture      string
+	CaptureLimit int64
+	// Notice is told what the person who runs the box should know before it starts. May be nil.
+	Notice func(string)
 	// Log is called with each operation, in order, from one goroutine. It owns what it
 	// gets only until it returns. While it blocks the box goes on until about 32,000
 	// operations wait, then waits too. An error ends the box.
@@ -96,8 +102,9 @@ type run struct {
 	stopped []int          // processes of the box that were stopped before it was frozen
 	notes   sync.WaitGroup // what was done to the session and is still being logged
 	notesMu sync.Mutex
-	noted   bool // no more of that
-	over    bool // the session is killed, or its init has ended
+	noted   bool   // no more of that
+	over    bool   // the session is killed, or its init has ended
+	noNet   string // why it has no network of its own, though it should
 }
 
 func (r *run) run(ctx context.Context) (code int, err error) {
@@ -186,6 +193,9 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 
 	r.journal = s.journal
 	r.begin(m, s, term)
+	if r.noNet != "" && o.Notice != nil {
+		o.Notice("the box has no network: " + r.noNet)
+	}
 	watch := r.watch()
 	remote, err := r.remote()
 	if err != nil {
@@ -210,6 +220,9 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 	s.serve() // until no process is left
 	s.performer.end()
 	s.relays.close()
+	if s.net != nil {
+		s.net.Close()
+	}
 	s.l.Close()
 	ws, werr := r.child.Wait()
 	reaped = true
@@ -509,9 +522,21 @@ func (r *run) config(term *terminal) stageConfig {
 		Argv: r.o.Session.Command, Env: boxEnv(r.o.Env, r.o.Policy), Dir: r.o.Dir, Observe: r.o.Session.Observe,
 	}
 	// Names are looked up by way of a file in the real /run where a resolver keeps it.
-	if p, err := filepath.EvalSymlinks("/etc/resolv.conf"); err == nil && under(p, "/run") && r.o.Session.Net == core.NetHost {
-		if data, err := os.ReadFile(p); err == nil {
+	p, err := filepath.EvalSymlinks("/etc/resolv.conf")
+	inRun := err == nil && under(p, "/run")
+	switch r.o.Session.Net {
+	case core.NetHost:
+		if data, err := os.ReadFile(p); err == nil && inRun {
 			cfg.RunData = map[string][]byte{strings.TrimPrefix(p, "/run"): data}
+		}
+	case core.NetOwn:
+		cfg.Tun, cfg.V6 = true, hasIPv6Route()
+		data := resolvConf(readBounded("/etc/resolv.conf", 64<<10), cfg.V6)
+		cfg.RunData = map[string][]byte{resolvFile: data}
+		if inRun {
+			cfg.RunData[strings.TrimPrefix(p, "/run")] = data
+		} else if err == nil {
+			cfg.Resolv = p
 		}
 	}
 	return cfg
@@ -534,6 +559,7 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 	}
 	s.policy.Store(r.o.Policy)
 	s.l, s.sync = sys.NewListener(fd)
+	r.noNet = ready.NoNet
 	s.steps = slices.Clone(r.steps)
 	sort.SliceStable(s.steps, func(i, j int) bool { return len(s.steps[i].Path) > len(s.steps[j].Path) })
 	root, err := sys.OpenPath(-1, fmt.Sprintf("/proc/%d/root", r.child.PID), syscall.O_DIRECTORY)
@@ -558,6 +584,11 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 		return nil, err
 	}
 	s.limits = newLimiter(r.o.Policy.Limits, r.proc.threads)
+	if ready.Tun > 0 {
+		if s.net, err = r.network(ready, s); err != nil {
+			return nil, err
+		}
+	}
 	return s, nil
 }
 
@@ -590,6 +621,9 @@ func (r *run) begin(m stageMsg, s *supervisor, term *terminal) {
 		"stdin": term.kinds[0], "stdout": term.kinds[1], "stderr": term.kinds[2],
 		"sync_wake_up": strconv.FormatBool(s.sync), "wait_killable": strconv.FormatBool(m.Killable),
 		"joined": strconv.FormatBool(r.joined), "landlock": s.wall.String(),
+	}
+	if r.noNet != "" {
+		d["no_network"] = r.noNet
 	}
 	if c := o.Policy.Changes(); c != "" {
 		d["changes"] = core.Shorten(c, 4096)

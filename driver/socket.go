@@ -310,6 +310,11 @@ func (s *supervisor) inetPeer(p peerCall) answer {
 	}
 	d := p.detail()
 	op := &core.Operation{Surface: sf, Action: p.act, Target: ap.String(), Verdict: core.Redirected, Rule: "network namespace", Detail: d}
+	if s.net != nil {
+		if a, done := s.ownNet(p, ap, local); done {
+			return a
+		}
+	}
 	switch {
 	case s.hostNet:
 		if s.guarded(ap) {

@@ -16,6 +16,7 @@ import (
 	"syscall"
 
 	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/driver/network"
 	"github.com/sandglass/sandglass/driver/sys"
 )
 
@@ -27,8 +28,8 @@ import (
 //	   |                                         |  drops privileges for good
 //	   |                                         |  enters the second wall, Landlock
 //	   |                                         |  installs the filter on one thread
-//	   | <- ready {listener, pty} -------------- |
-//	   |  takes both with pidfd_getfd            |
+//	   | <- ready {listener, pty, tun, diag} --- |
+//	   |  takes them with pidfd_getfd            |
 //	   |  serves the listener                    |
 //	   | -- go --------------------------------> |  closes its copies; starts the command
 //	   |                                         |  from that thread
@@ -46,6 +47,9 @@ type stageMsg struct {
 	Op       string `json:"op"`
 	Listener int    `json:"listener,omitempty"`
 	PTY      int    `json:"pty,omitempty"`
+	Tun      int    `json:"tun,omitempty"` // 0: none
+	Diag     int    `json:"diag,omitempty"`
+	NoNet    string `json:"no_net,omitempty"` // why there is no tun
 	Killable bool   `json:"killable,omitempty"`
 	Masked   []string
 	Landlock *secondWall `json:",omitempty"`
@@ -66,6 +70,9 @@ type stageConfig struct {
 	Large    []string // files of frames that are bound, read-only
 	Join     bool     // the box's mounts exist already
 	OwnNet   bool
+	Tun      bool                   // the namespace gets a way out, see package network
+	V6       bool                   // to IPv6 too
+	Resolv   string                 // the box's path of the file that names the resolver; "" where there is none
 	OpenRoot bool                   // the caller may make files in /
 	RunDirs  map[string]fs.FileMode // directories of the box's own /run
 	RunData  map[string][]byte      // files of it
@@ -162,6 +169,9 @@ type stage struct {
 	masked  []string
 	pid     int
 	tty     *os.File
+	tun     int // 0: none
+	diag    int
+	noNet   string
 	spawn   chan []string // helpers to start, from the filtered thread
 }
 
@@ -210,7 +220,7 @@ func (s *stage) run() error {
 	if err != nil {
 		return err
 	}
-	ready := stageMsg{Op: "ready", Listener: listener, Killable: killable, Masked: s.masked, Landlock: &wall, PTY: -1}
+	ready := stageMsg{Op: "ready", Listener: listener, Killable: killable, Masked: s.masked, Landlock: &wall, PTY: -1, Tun: s.tun, Diag: s.diag, NoNet: s.noNet}
 	if master != nil {
 		ready.PTY = int(master.Fd())
 	}
@@ -220,7 +230,11 @@ func (s *stage) run() error {
 	if m, err := receive(s.control); err != nil || m.Op != "go" {
 		os.Exit(125) // the supervisor is gone
 	}
-	sys.CloseFD(listener)
+	for _, fd := range []int{listener, s.tun, s.diag} {
+		if fd > 0 {
+			sys.CloseFD(fd)
+		}
+	}
 	if master != nil {
 		master.Close()
 	}
@@ -433,14 +447,53 @@ func (s *stage) build() error {
 	if err := s.buildRun(root + "/run"); err != nil {
 		return err
 	}
-	if err := sys.PivotInto(root); err != nil {
+	if s.cfg.OwnNet {
+		if err := sys.LoopbackUp(); err != nil {
+			return err
+		}
+	}
+	if s.cfg.Tun {
+		if err := s.buildNet(root); err != nil {
+			s.noNet = err.Error() // the box is without a network then, and nothing is open
+		}
+	}
+	return sys.PivotInto(root)
+}
+
+// buildNet makes the way out of the box's network namespace.
+func (s *stage) buildNet(root string) (err error) {
+	tun, err := sys.OpenTun(network.Interface)
+	if err != nil {
 		return err
 	}
-	if s.cfg.OwnNet {
-		return sys.LoopbackUp()
+	diag := -1
+	defer func() {
+		if err != nil {
+			sys.CloseFD(tun)
+			if diag >= 0 {
+				sys.CloseFD(diag)
+			}
+		}
+	}()
+	if err := sys.ConfigureTun(network.Interface, network.MTU, network.Box4, network.Box6, s.cfg.V6); err != nil {
+		return err
 	}
+	if diag, err = sys.DiagSocket(); err != nil {
+		return err
+	}
+	sys.LetPing(os.Getgid())
+	if s.cfg.Resolv != "" {
+		// Its own resolver, whatever the real file says: over it, where it is no link into /run.
+		if err := sys.BindReadOnly(root+"/run"+resolvFile, root+s.cfg.Resolv, false); err != nil {
+			return fmt.Errorf("%s: %w", s.cfg.Resolv, err)
+		}
+	}
+	s.tun, s.diag = tun, diag
 	return nil
 }
+
+// resolvFile is the box's resolv.conf below its /run, from where it is mounted.
+const resolvFile = "/sandglass/resolv.conf"
 
 func (s *stage) mount(m stageMount) error {
 	target := s.cfg.Root + strings.TrimSuffix(m.Path, "/")

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/driver/network"
 	"github.com/sandglass/sandglass/driver/sys"
 )
 
@@ -171,6 +172,7 @@ type supervisor struct {
 	limits    limiter
 	outside   *outside
 	relays    relays
+	net       *network.Network              // nil: the box has no way out of its own
 	frozen    atomic.Pointer[chan struct{}] // closed when the session is frozen no more; nil: it is not
 
 	n    *sys.Notif

@@ -1,0 +1,126 @@
+package driver
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/driver/network"
+	"github.com/sandglass/sandglass/driver/sys"
+)
+
+// network takes the box's tun device over and begins to serve it.
+func (r *run) network(ready stageMsg, s *supervisor) (*network.Network, error) {
+	var fds [2]int
+	for i, theirs := range []int{ready.Tun, ready.Diag} {
+		fd, err := sys.PidfdGetfd(r.child.Pidfd, theirs)
+		if err != nil {
+			if i == 1 {
+				sys.CloseFD(fds[0])
+			}
+			return nil, fmt.Errorf("take the box's network: %w", err)
+		}
+		fds[i] = fd
+	}
+	return network.Start(network.Options{Tun: fds[0], Diag: fds[1], Policy: s.policy.Load, Log: s.journal.add, Guarded: r.o.Guarded,
+		Limits: r.o.Policy.Limits, Capture: r.o.Capture, CaptureLimit: r.o.CaptureLimit})
+}
+
+// hasIPv6Route says whether the machine has a way to everywhere over IPv6: a box that had
+// one to nowhere would try it first, and wait. See proc_net(5), if_inet6 and ipv6_route.
+func hasIPv6Route() bool {
+	for line := range strings.Lines(string(readBounded("/proc/net/ipv6_route", 1<<20))) {
+		f := strings.Fields(line)
+		if len(f) >= 10 && f[0] == strings.Repeat("0", 32) && f[1] == "00" && f[9] != "lo" {
+			return true
+		}
+	}
+	return false
+}
+
+// resolvConf is the box's resolv.conf: its own resolver, with the search list and the
+// options of the real one (resolv.conf(5)).
+func resolvConf(real []byte, v6 bool) []byte {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "nameserver %s\n", network.Resolver4)
+	for line := range strings.Lines(string(real)) {
+		switch key, _, _ := strings.Cut(strings.TrimSpace(line), " "); key {
+		case "search", "domain", "options":
+			b.WriteString(strings.TrimSpace(line) + "\n")
+		}
+	}
+	return b.Bytes()
+}
+
+// ownNet judges an address that a socket of the box reaches for by its own network, and
+// tells that whose the socket is. What is not refused here may still be there: that is the
+// wall, and what is on record. So here nothing is, but what does not get so far.
+func (s *supervisor) ownNet(p peerCall, ap netip.AddrPort, local bool) (answer, bool) {
+	sock, e := s.theirSocket(p.fd)
+	if e != 0 {
+		return answer{}, false
+	}
+	defer sys.CloseFD(sock)
+	proto := "udp"
+	switch n, err := sys.SocketProtocol(sock); {
+	case err != nil:
+		return answer{}, true // not a socket: the kernel says so
+	case n == protoTCP:
+		proto = "tcp"
+	case n == protoICMP || n == protoICMPv6:
+		proto, ap = "icmp", netip.AddrPortFrom(ap.Addr(), 0)
+	}
+	cookie, err := sys.SocketCookie(sock)
+	if err != nil {
+		cookie = 0
+	}
+	who := network.Owner{PID: s.p.pid, Proc: s.p.id, Exe: s.p.exe}
+	s.net.Saw(cookie, proto, ap, who)
+	if local {
+		return answer{}, false
+	}
+	if sf, rule, refused := s.net.Judge(proto, ap, who); refused {
+		return s.refuse(sf, p.act, ap.String(), rule, syscall.EACCES, core.Detail{"call": p.call.String(), "proto": proto}), true
+	}
+	return answer{}, true
+}
+
+var errNoNetwork = errors.New("the session has no network of its own")
+
+// cut ends flows of the session.
+func (r *run) cut(flow string) error {
+	n := r.s.net
+	if n == nil {
+		return errNoNetwork
+	}
+	if k := n.Cut(flow); k == 0 && flow != "" {
+		return core.Hint(fmt.Errorf("flow %q: %w", core.Shorten(flow, 40), core.ErrNotFound), "`sandglass flows --open` lists those that are open")
+	}
+	return nil
+}
+
+// answer answers a question of the session's.
+func (r *run) answer(o Order) error {
+	if n := r.s.net; n == nil || !n.Answer(o.Ask, o.Allow) {
+		return core.Hint(fmt.Errorf("question %q: %w", core.Shorten(o.Ask, 40), core.ErrNotFound), "it was answered, or waited too long; `sandglass asks` lists those that wait")
+	}
+	return nil
+}
+
+// questions lists what waits for an answer.
+func (r *run) questions() []network.Question {
+	n := r.s.net
+	if n == nil {
+		return nil
+	}
+	qs := n.Questions()
+	for i := range qs {
+		qs[i].Session = r.o.Session.ID
+	}
+	return slices.Clip(qs)
+}

@@ -1,0 +1,135 @@
+package network
+
+import (
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/sandglass/sandglass/core"
+)
+
+// Question is a flow that waits for a person's answer.
+type Question struct {
+	Session core.SessionID `json:"session"`
+	ID      string         `json:"id"`
+	Proto   string         `json:"proto"`
+	Target  string         `json:"target"`
+	Name    string         `json:"name,omitempty"`
+	Exe     string         `json:"exe"`
+	PID     int            `json:"pid"`
+	Since   time.Time      `json:"since"`
+	Until   time.Time      `json:"until"` // no answer by then is a no
+}
+
+// asks are the questions that wait. The same one is asked once, however many flows want to
+// know.
+type asks struct {
+	mu   sync.Mutex
+	open map[asked]*question
+	last int
+}
+
+type asked struct{ proto, target, name, exe string }
+
+type question struct {
+	Question
+	answered chan struct{} // closed when it is
+	allow    bool
+	how      string
+}
+
+const (
+	askPatience = 60 * time.Second
+	maxQuestion = 64 // that wait at a time
+)
+
+// ask holds the flow until a person has answered, and returns the answer as a decision.
+func (n *Network) ask(f *flow, d core.FlowDecision) core.FlowDecision {
+	v := f.view()
+	name := ""
+	if len(v.Names) > 0 {
+		name = v.Names[0]
+	}
+	key := asked{v.Proto, target(v.Proto, v.Addr), name, f.owner.Exe}
+	n.asks.mu.Lock()
+	q := n.asks.open[key]
+	if q == nil {
+		if len(n.asks.open) >= maxQuestion {
+			n.asks.mu.Unlock()
+			return core.FlowDecision{Stance: core.Block, Rule: "too many questions wait"}
+		}
+		n.asks.last++
+		now := time.Now()
+		q = &question{Question: Question{ID: strconv.Itoa(n.asks.last), Proto: key.proto, Target: key.target, Name: name, Exe: key.exe,
+			PID: f.owner.PID, Since: now, Until: now.Add(askPatience)}, answered: make(chan struct{})}
+		if n.asks.open == nil {
+			n.asks.open = map[asked]*question{}
+		}
+		n.asks.open[key] = q
+		timer := time.AfterFunc(askPatience, func() { n.settle(q.ID, false, "timeout") })
+		n.asks.mu.Unlock()
+		defer timer.Stop()
+		n.logAsk(f, v.surface, q, "", core.Blocked, d.Rule)
+	} else {
+		n.asks.mu.Unlock()
+	}
+	select {
+	case <-q.answered:
+	case <-f.ctx.Done():
+		return core.FlowDecision{Stance: core.Block, Rule: "ended while it waited for an answer"}
+	}
+	verdict, stance := core.Blocked, core.Block
+	if q.allow {
+		verdict, stance = core.Allowed, core.Allow
+	}
+	n.logAsk(f, v.surface, q, q.how, verdict, d.Rule)
+	return core.FlowDecision{Stance: stance, Rule: d.Rule + ", answered: " + q.how}
+}
+
+func (n *Network) logAsk(f *flow, sf core.Surface, q *question, answer string, v core.Verdict, rule string) {
+	d := core.Detail{"ask": q.ID, "proto": q.Proto, "answer": answer}
+	if q.Name != "" {
+		d["name"] = q.Name
+	}
+	op := &core.Operation{Surface: sf, Action: core.ActAsk, Target: q.Target, Verdict: v, Outcome: core.Performed, Rule: rule, Detail: d}
+	if answer == "" {
+		op.Outcome = core.Attempted
+	}
+	n.log(f.owner.by(op))
+}
+
+// settle answers the question of that number, and is false when there is none.
+func (n *Network) settle(id string, allow bool, how string) bool {
+	n.asks.mu.Lock()
+	defer n.asks.mu.Unlock()
+	for k, q := range n.asks.open {
+		if q.ID == id {
+			q.allow, q.how = allow, how
+			close(q.answered)
+			delete(n.asks.open, k)
+			return true
+		}
+	}
+	return false
+}
+
+// Answer answers a question, and is false when it does not wait (any more).
+func (n *Network) Answer(id string, allow bool) bool {
+	how := "block"
+	if allow {
+		how = "allow"
+	}
+	return n.settle(id, allow, how)
+}
+
+// Questions lists what waits for an answer, the oldest first.
+func (n *Network) Questions() (qs []Question) {
+	n.asks.mu.Lock()
+	defer n.asks.mu.Unlock()
+	for _, q := range n.asks.open {
+		qs = append(qs, q.Question)
+	}
+	slices.SortFunc(qs, func(a, b Question) int { return a.Since.Compare(b.Since) })
+	return qs
+}

@@ -1,0 +1,85 @@
+package network
+
+import (
+	"net/netip"
+	"sync"
+
+	"github.com/sandglass/sandglass/driver/sys"
+)
+
+// owners knows which process of the box has which socket. When a process reaches for
+// somebody the supervisor learns the socket's cookie, which names it for ever; when the
+// first packet of a flow comes the kernel of the box is asked which socket has it. So a
+// socket that was inherited or passed on is told from another to the same place.
+type owners struct {
+	mu    sync.Mutex
+	diag  int // -1 when closed
+	seq   uint32
+	books [2]book // the younger, and the one before it
+}
+
+type book struct {
+	sockets map[uint64]Owner
+	last    map[reach]Owner // who reached there last: for what has no socket any more
+}
+
+type reach struct {
+	proto string
+	dst   netip.AddrPort
+}
+
+// maxSockets bounds each of two books: the older is thrown away when the younger is full.
+const maxSockets = 32768
+
+func newOwners(diag int) *owners {
+	o := &owners{diag: diag}
+	for i := range o.books {
+		o.books[i] = newBook()
+	}
+	return o
+}
+
+func newBook() book { return book{map[uint64]Owner{}, map[reach]Owner{}} }
+
+func (o *owners) saw(cookie uint64, proto string, dst netip.AddrPort, who Owner) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if b := &o.books[0]; len(b.sockets) >= maxSockets || len(b.last) >= maxSockets {
+		o.books[1], o.books[0] = o.books[0], newBook()
+	}
+	if cookie != 0 {
+		o.books[0].sockets[cookie] = who
+	}
+	o.books[0].last[reach{proto, dst}] = who
+}
+
+// of returns the owner of a flow that is new, the zero Owner when nobody is known.
+func (o *owners) of(proto string, local, remote netip.AddrPort) Owner {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if proto != "icmp" && o.diag >= 0 {
+		o.seq++
+		if c, ok := sys.DiagCookie(o.diag, proto == "tcp", local, remote, o.seq); ok {
+			for i := range o.books {
+				if w, ok := o.books[i].sockets[c]; ok {
+					return w
+				}
+			}
+		}
+	}
+	for i := range o.books {
+		if w, ok := o.books[i].last[reach{proto, remote}]; ok {
+			return w
+		}
+	}
+	return Owner{}
+}
+
+func (o *owners) close() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.diag >= 0 {
+		sys.CloseFD(o.diag)
+		o.diag = -1
+	}
+}
