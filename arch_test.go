@@ -43,6 +43,7 @@ var doors = map[string]string{
 	"github.com/nats-io":            "events",
 	"gvisor.dev/gvisor":             "driver/network",
 	"golang.org/x/net":              "driver/network",
+	"golang.org/x/crypto":           "driver/network",
 	"modernc.org/sqlite":            "store",
 	"database/sql":                  "store",
 	"github.com/go-chi/chi/v5":      "web",

@@ -20,6 +20,7 @@ need ssh-agent openssh-client
 need gsettings libglib2.0-bin
 need dconf dconf-cli
 need curl curl
+need tshark tshark
 need script bsdutils
 [ -e /usr/share/dbus-1/services/ca.desrt.dconf.service ] || missing+=(dconf-service dconf-gsettings-backend)
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing+=(postgresql)

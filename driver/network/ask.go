@@ -26,11 +26,11 @@ type Question struct {
 // know.
 type asks struct {
 	mu   sync.Mutex
-	open map[asked]*question
+	open map[askedFor]*question
 	last int
 }
 
-type asked struct{ proto, target, name, exe string }
+type askedFor struct{ proto, target, name, exe string }
 
 type question struct {
 	Question
@@ -51,7 +51,7 @@ func (n *Network) ask(f *flow, d core.FlowDecision) core.FlowDecision {
 	if len(v.Names) > 0 {
 		name = v.Names[0]
 	}
-	key := asked{v.Proto, target(v.Proto, v.Addr), name, f.owner.Exe}
+	key := askedFor{v.Proto, target(v.Proto, v.Addr), name, f.owner.Exe}
 	n.asks.mu.Lock()
 	q := n.asks.open[key]
 	if q == nil {
@@ -64,7 +64,7 @@ func (n *Network) ask(f *flow, d core.FlowDecision) core.FlowDecision {
 		q = &question{Question: Question{ID: strconv.Itoa(n.asks.last), Proto: key.proto, Target: key.target, Name: name, Exe: key.exe,
 			PID: f.owner.PID, Since: now, Until: now.Add(askPatience)}, answered: make(chan struct{})}
 		if n.asks.open == nil {
-			n.asks.open = map[asked]*question{}
+			n.asks.open = map[askedFor]*question{}
 		}
 		n.asks.open[key] = q
 		timer := time.AfterFunc(askPatience, func() { n.settle(q.ID, false, "timeout") })

@@ -119,7 +119,7 @@ func Start(o Options) (*Network, error) {
 		return fail(err)
 	}
 	if o.Capture != "" {
-		c, err := newCapture(o.Capture, o.CaptureLimit)
+		c, err := newCapture(o.Capture, o.CaptureLimit, n.trouble)
 		if err != nil {
 			return fail(err)
 		}
