@@ -70,7 +70,7 @@ type Network struct {
 	names    *names
 	resolver *resolver
 	capture  *capture
-	asks     asks
+	asks     askBook
 	wg       sync.WaitGroup
 
 	mu      sync.RWMutex
@@ -94,7 +94,7 @@ type Network struct {
 const (
 	maxFlows     = 16384 // at a time
 	maxOpenings  = 4096
-	maxQuestions = 512
+	maxNames     = 512
 	maxRefused   = 4096
 	refusedAgain = 10 * time.Second // a refused flow is logged again after that
 	hoodLives    = time.Second
@@ -105,7 +105,7 @@ func Start(o Options) (*Network, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	n := &Network{o: o, ctx: ctx, stop: stop, owners: newOwners(o.Diag), names: newNames(),
 		flows: map[flowKey]*flow{}, refused: map[flowKey]time.Time{}, inbound: map[netip.AddrPort]*datagrams{},
-		openings: make(chan struct{}, maxOpenings), questions: make(chan struct{}, maxQuestions)}
+		openings: make(chan struct{}, maxOpenings), questions: make(chan struct{}, maxNames)}
 	n.resolver = newResolver(resolverConfig{Upstream: n.upstreams, Policy: o.Policy, Log: n.log, Names: n.names, Fake: o.Policy().Network.Proxy != ""})
 	if r := o.Limits.NetRate; r > 0 {
 		burst := int(max(r, chunk))
