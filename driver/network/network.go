@@ -101,7 +101,10 @@ const (
 )
 
 // Start begins to serve a box's network.
-func Start(o Options) (*Network, error) {
+func Start(o Options) (*Network, error) { return start(o, nil) }
+
+// start serves the network on w, or on what attach finds.
+func start(o Options, w wire) (*Network, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	n := &Network{o: o, ctx: ctx, stop: stop, owners: newOwners(o.Diag), names: newNames(),
 		flows: map[flowKey]*flow{}, refused: map[flowKey]time.Time{}, inbound: map[netip.AddrPort]*datagrams{},
@@ -115,7 +118,9 @@ func Start(o Options) (*Network, error) {
 		n.Close()
 		return nil, err
 	}
-	if err := n.attach(); err != nil {
+	if w != nil {
+		n.wire.Store(&w)
+	} else if err := n.attach(); err != nil {
 		return fail(err)
 	}
 	if o.Capture != "" {
