@@ -163,8 +163,12 @@ func (n *Network) receive(head [sys.VnetHeader]byte, b []byte) {
 	}
 }
 
-// write hands a packet to the box, from its IP header on.
+// write hands a packet to the box, from its IP header on; none for an answer that is not
+// given ([icmpError]).
 func (n *Network) write(f *flow, b []byte) {
+	if len(b) == 0 {
+		return
+	}
 	n.capturePacket(false, b, f)
 	(*n.wire.Load()).send([sys.VnetHeader]byte{}, [][]byte{b}) // what the box's kernel does not take is lost, as on any network
 }

@@ -204,3 +204,13 @@ func FuzzReceive(f *testing.F) {
 		}
 	})
 }
+
+// Nobody answers for a group: a refused SYN to one gets nothing, and is on record.
+func TestRefusedToAGroup(t *testing.T) {
+	n, s, ops := sealed(t)
+	n.receive([sys.VnetHeader]byte{}, tcpSYN(netip.MustParseAddrPort("224.0.0.1:80"), 4000))
+	n.settled()
+	if got, o := s.take(), ops(); len(got) != 0 || len(o) != 1 || o[0].Verdict != core.Blocked {
+		t.Errorf("%x came back; on record: %+v", got, o)
+	}
+}
