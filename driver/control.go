@@ -42,10 +42,13 @@ type Order struct {
 type outcome struct {
 	Error string   `json:"error,omitempty"`
 	Hints []string `json:"hints,omitempty"`
+	// Questions are of "asks".
+	Questions []Question `json:"questions,omitempty"`
 }
 
 const (
 	maxOrder      = 8 << 10
+	maxAnswer     = 1 << 20
 	orderPatience = 5 * time.Second
 	maxOrders     = 8 // at a time
 	acceptAgain   = 50 * time.Millisecond
@@ -107,7 +110,7 @@ func (r *run) remote() (*orders, error) {
 				}
 				var out outcome
 				if err != nil {
-					out = outcome{err.Error(), core.Hints(err)}
+					out = outcome{Error: err.Error(), Hints: core.Hints(err)}
 				}
 				json.NewEncoder(c).Encode(out) // whoever asked may be gone
 			})
@@ -131,7 +134,7 @@ func Ask(dir string, ord Order) (n int, err error) {
 		return 0, err
 	}
 	for _, ref := range refs {
-		if e := ask(dir, ref.ID, ord); e != nil {
+		if _, e := ask(dir, ref.ID, ord); e != nil {
 			err = errors.Join(err, fmt.Errorf("session %s: %w", ref.ID, e))
 			continue
 		}
@@ -140,29 +143,28 @@ func Ask(dir string, ord Order) (n int, err error) {
 	return n, err
 }
 
-func ask(dir string, id core.SessionID, ord Order) error {
+func ask(dir string, id core.SessionID, ord Order) (out outcome, err error) {
 	d, err := os.Open(boxDir(dir).at("run"))
 	if err != nil {
-		return err
+		return out, err
 	}
 	defer d.Close()
 	c, err := net.DialTimeout("unix", "/proc/self/fd/"+strconv.Itoa(int(d.Fd()))+"/"+string(id)+".sock", orderPatience)
 	if err != nil {
-		return err
+		return out, err
 	}
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(orderPatience))
 	if err := json.NewEncoder(c).Encode(ord); err != nil {
-		return err
+		return out, err
 	}
-	var out outcome
-	if err := json.NewDecoder(io.LimitReader(c, maxOrder)).Decode(&out); err != nil {
-		return err
+	if err := json.NewDecoder(io.LimitReader(c, maxAnswer)).Decode(&out); err != nil {
+		return out, err
 	}
 	if out.Error != "" {
-		return core.Hint(errors.New(out.Error), out.Hints...)
+		return out, core.Hint(errors.New(out.Error), out.Hints...)
 	}
-	return nil
+	return out, nil
 }
 
 // obey carries out an order.
