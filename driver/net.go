@@ -144,25 +144,6 @@ func networkHint(why string) string {
 	return "`--net none` says that none is wanted"
 }
 
-// Question is a flow of a session that waits for a person's answer.
-type Question = network.Question
-
-// Questions lists what waits for an answer in the sessions of the box of that folder.
-func Questions(dir string) (qs []Question, err error) {
-	refs, err := Running(dir)
-	if err != nil {
-		return nil, err
-	}
-	for _, ref := range refs {
-		out, err := ask(dir, ref.ID, Order{Do: "asks"})
-		if err != nil {
-			continue // it has ended
-		}
-		qs = append(qs, out.Questions...)
-	}
-	return qs, nil
-}
-
 // WriteCapture writes the packets that a session has kept in the file of that name, as one
 // pcapng file.
 func WriteCapture(w io.Writer, file string) error { return network.WriteCapture(w, file) }
