@@ -20,10 +20,11 @@ const (
 	PortChargen = 19   // sends bytes of [Stream] for ever
 	PortNever   = 8001 // takes a connection and never says anything
 	PortClose   = 8002 // sends half of an answer and ends
-	PortReset   = 8003 // resets a connection as soon as it is there
+	PortReset   = 8003 // resets a connection that has said something
 	PortGarbage = 8004 // answers with what is no protocol
 	PortSum     = 8005 // at the end of what it gets, sends its length and SHA-256
 	PortHold    = 8006 // says "hello" and holds the connection
+	PortTell    = 8007 // what it gets first is heard
 	PortRefused = 8999 // nobody listens
 )
 
@@ -38,7 +39,10 @@ func (s *internetState) serveSockets() error {
 			c.Read(make([]byte, 4096))
 			fmt.Fprint(c, "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n0123456789")
 		},
-		PortReset: func(c *net.TCPConn) { c.SetLinger(0) },
+		PortReset: func(c *net.TCPConn) {
+			c.Read(make([]byte, 1))
+			c.SetLinger(0)
+		},
 		PortGarbage: func(c *net.TCPConn) {
 			c.Read(make([]byte, 4096))
 			io.CopyN(c, &Stream{}, 4096)
@@ -49,6 +53,12 @@ func (s *internetState) serveSockets() error {
 			fmt.Fprintf(c, "%d %x %v\n", n, h.Sum(nil), err)
 		},
 		PortHold: func(c *net.TCPConn) { io.WriteString(c, "hello"); io.Copy(io.Discard, c) },
+	}
+	tcp[PortTell] = func(c *net.TCPConn) {
+		from, to := ends(c)
+		b := make([]byte, 256)
+		n, _ := c.Read(b)
+		s.journal.add(Heard{Server: "tcp", From: from, To: to, What: string(b[:n])})
 	}
 	for port, serve := range tcp {
 		err := tcpServer(port, func(c *net.TCPConn) {

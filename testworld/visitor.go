@@ -126,7 +126,7 @@ func visit(args []string) error {
 }
 
 // sockaddr is an address as it is, also an IPv4 address that is written as IPv6. What is
-// link-local is so on the first link.
+// link-local is so on that link.
 func sockaddr(at netip.AddrPort) (family int, sa syscall.Sockaddr) {
 	a := at.Addr()
 	if a.Is4() {
@@ -146,11 +146,19 @@ func firstLink() (net.Interface, error) {
 	if err != nil {
 		return net.Interface{}, err
 	}
-	i := slices.IndexFunc(ifis, func(i net.Interface) bool { return i.Flags&net.FlagLoopback == 0 })
-	if i < 0 {
+	at := -1
+	for i, ifi := range ifis {
+		if ifi.Flags&net.FlagBroadcast != 0 { // an Ethernet before a tunnel
+			return ifi, nil
+		}
+		if ifi.Flags&net.FlagLoopback == 0 && at < 0 {
+			at = i
+		}
+	}
+	if at < 0 {
 		return net.Interface{}, syscall.ENODEV
 	}
-	return ifis[i], nil
+	return ifis[at], nil
 }
 
 // connect is connect(2) that gives up after a while (EINPROGRESS, socket(7)).

@@ -15,7 +15,9 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/cgi"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -136,10 +138,14 @@ func (s *internetState) serveWeb() error {
 //	/never       nothing
 //	/half        half of what was promised
 //
-// and files of [World.Site] for names that have one.
+// and files of [World.Site] for names that have one: of git.example.test as git serves them.
 func (s *internetState) web(w http.ResponseWriter, r *http.Request) {
 	host, _, _ := strings.Cut(r.Host, ":")
 	site := filepath.Join(s.dir, "www", filepath.Base(host))
+	if host == "git.example.test" {
+		s.git(w, r)
+		return
+	}
 	if _, err := os.Stat(site); err == nil {
 		http.FileServer(http.Dir(site)).ServeHTTP(w, r)
 		return
@@ -169,6 +175,18 @@ func (s *internetState) web(w http.ResponseWriter, r *http.Request) {
 	default:
 		fmt.Fprintf(w, "hello from %s\n", host)
 	}
+}
+
+// git runs git-http-backend(1).
+func (s *internetState) git(w http.ResponseWriter, r *http.Request) {
+	path, err := exec.Command("git", "--exec-path").Output()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	h := cgi.Handler{Path: filepath.Join(strings.TrimSpace(string(path)), "git-http-backend"), Env: []string{"GIT_HTTP_EXPORT_ALL=1",
+		"GIT_PROJECT_ROOT=" + filepath.Join(s.dir, "www", "git.example.test"), "GIT_CONFIG_COUNT=1", "GIT_CONFIG_KEY_0=http.receivepack", "GIT_CONFIG_VALUE_0=true"}}
+	h.ServeHTTP(w, r)
 }
 
 // Stream is an endless sequence of bytes, always the same, in which a byte that is lost,
