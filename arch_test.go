@@ -46,6 +46,7 @@ var doors = map[string]string{
 	"gvisor.dev/gvisor":             "driver/network",
 	"github.com/quic-go/quic-go":    "testworld",
 	"golang.org/x/net":              "driver/network",
+	"golang.org/x/crypto":           "driver/network",
 	"modernc.org/sqlite":            "store",
 	"database/sql":                  "store",
 	"github.com/go-chi/chi/v5":      "web",

@@ -303,6 +303,34 @@ func (n *Network) changes(base *Network) (out []string) {
 	return out
 }
 
+// maxLoopback bounds the ports of this machine's loopback that a box is given.
+const maxLoopback = 64
+
+// Loopback lists the addresses of this machine's loopback that rules by address or `host`
+// let a box connect to, with their ports named: those it has on its own loopback then.
+func (n *Network) Loopback() (as []netip.AddrPort) {
+	for _, r := range n.Rules {
+		var to []netip.Addr
+		switch {
+		case r.Stance == Block || r.Proto != "" && r.Proto != "tcp":
+		case r.Prefix.IsValid() && r.Prefix.IsSingleIP() && r.Prefix.Addr().IsLoopback():
+			to = []netip.Addr{r.Prefix.Addr()}
+		case r.To == "host":
+			to = []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
+		}
+		for _, a := range to {
+			for _, p := range r.Ports {
+				for port := int(p.First); port <= int(p.Last) && len(as) < maxLoopback; port++ {
+					if ap := netip.AddrPortFrom(a, uint16(port)); !slices.Contains(as, ap) {
+						as = append(as, ap)
+					}
+				}
+			}
+		}
+	}
+	return as
+}
+
 // HasNames says whether a rule decides by name.
 func (n *Network) HasNames() bool {
 	return slices.ContainsFunc(n.Rules, func(r FlowRule) bool { return r.Name != "" && r.Name != "*" })

@@ -645,7 +645,7 @@ func TestBoxHasNoPrivilegesAndNoStrangers(t *testing.T) {
 		ls /proc | grep -c '^[0-9]'; env | grep -E 'SSH|path=/x|KEEP'; cat /proc/net/dev | grep -c :; (exec 3</proc/1/mem) 2>/dev/null && echo init-open; (exec 3</proc/1/environ) 2>/dev/null && echo init-open; kill -9 1; kill -TERM 1; echo survived`)
 	lines := strings.Split(strings.TrimSpace(r.out), "\n")
 	want := []string{"CapInh: 0000000000000000", "CapPrm: 0000000000000000", "CapEff: 0000000000000000", "CapBnd: 0000000000000000",
-		"CapAmb: 0000000000000000", "NoNewPrivs: 1", "Seccomp: 2", fmt.Sprint(os.Getuid()), "0 1 2 3 ", "4", "KEEP=1", "1", "survived"}
+		"CapAmb: 0000000000000000", "NoNewPrivs: 1", "Seccomp: 2", fmt.Sprint(os.Getuid()), "0 1 2 3 ", "4", "KEEP=1", "2", "survived"}
 	if len(lines) != len(want) {
 		t.Fatalf("%d lines:\n%s\nwant %q", len(lines), r.out, want)
 	}
@@ -761,8 +761,11 @@ func TestNetworks(t *testing.T) {
 		}
 		return ns
 	}
-	if r := l.run(runOpts{}, "/bin/cat", "/proc/self/net/dev"); !reflect.DeepEqual(names(r.out), []string{"lo"}) {
+	if r := l.run(runOpts{net: core.NetNone}, "/bin/cat", "/proc/self/net/dev"); !reflect.DeepEqual(names(r.out), []string{"lo"}) {
 		t.Errorf("interfaces of a box without a network: %q", names(r.out))
+	}
+	if r := l.run(runOpts{box: "own"}, "/bin/cat", "/proc/self/net/dev"); !reflect.DeepEqual(names(r.out), []string{"lo", "sand0"}) {
+		t.Errorf("interfaces of a box with a network of its own: %q; %s", names(r.out), r.ops[0].Detail["no_network"])
 	}
 	r := l.run(runOpts{box: "host", net: core.NetHost}, "/bin/cat", "/proc/self/net/dev")
 	if !reflect.DeepEqual(names(r.out), names(string(outside))) {

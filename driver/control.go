@@ -40,12 +40,14 @@ type Order struct {
 }
 
 type outcome struct {
-	Error string   `json:"error,omitempty"`
-	Hints []string `json:"hints,omitempty"`
+	Questions []Question `json:"questions,omitempty"`
+	Error     string     `json:"error,omitempty"`
+	Hints     []string   `json:"hints,omitempty"`
 }
 
 const (
 	maxOrder      = 8 << 10
+	maxOutcome    = 1 << 20
 	orderPatience = 5 * time.Second
 	maxOrders     = 8 // at a time
 	acceptAgain   = 50 * time.Millisecond
@@ -107,7 +109,9 @@ func (r *run) remote() (*orders, error) {
 				}
 				var out outcome
 				if err != nil {
-					out = outcome{err.Error(), core.Hints(err)}
+					out = outcome{Error: err.Error(), Hints: core.Hints(err)}
+				} else if ord.Do == "asks" {
+					out.Questions = r.questions()
 				}
 				json.NewEncoder(c).Encode(out) // whoever asked may be gone
 			})
@@ -131,7 +135,7 @@ func Ask(dir string, ord Order) (n int, err error) {
 		return 0, err
 	}
 	for _, ref := range refs {
-		if e := ask(dir, ref.ID, ord); e != nil {
+		if _, e := ask(dir, ref.ID, ord); e != nil {
 			err = errors.Join(err, fmt.Errorf("session %s: %w", ref.ID, e))
 			continue
 		}
@@ -140,29 +144,28 @@ func Ask(dir string, ord Order) (n int, err error) {
 	return n, err
 }
 
-func ask(dir string, id core.SessionID, ord Order) error {
+func ask(dir string, id core.SessionID, ord Order) (out outcome, err error) {
 	d, err := os.Open(boxDir(dir).at("run"))
 	if err != nil {
-		return err
+		return out, err
 	}
 	defer d.Close()
 	c, err := net.DialTimeout("unix", "/proc/self/fd/"+strconv.Itoa(int(d.Fd()))+"/"+string(id)+".sock", orderPatience)
 	if err != nil {
-		return err
+		return out, err
 	}
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(orderPatience))
 	if err := json.NewEncoder(c).Encode(ord); err != nil {
-		return err
+		return out, err
 	}
-	var out outcome
-	if err := json.NewDecoder(io.LimitReader(c, maxOrder)).Decode(&out); err != nil {
-		return err
+	if err := json.NewDecoder(io.LimitReader(c, maxOutcome)).Decode(&out); err != nil {
+		return out, err
 	}
 	if out.Error != "" {
-		return core.Hint(errors.New(out.Error), out.Hints...)
+		return out, core.Hint(errors.New(out.Error), out.Hints...)
 	}
-	return nil
+	return out, nil
 }
 
 // obey carries out an order.
@@ -181,6 +184,8 @@ func (r *run) obey(o Order) error {
 		return r.cut(o.Flow)
 	case "answer":
 		return r.answer(o)
+	case "asks":
+		return nil
 	}
 	return fmt.Errorf("unknown order %q", core.Shorten(o.Do, 80))
 }
@@ -347,6 +352,7 @@ func (r *run) change(o Order) error {
 	r.note(core.ActPolicy, target, d)
 	if n := r.s.net; n != nil {
 		go n.PolicyChanged() // what it lets go no more ends at once; the log may make that wait
+		go r.loopback(p)
 	}
 	return nil
 }

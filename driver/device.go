@@ -1,8 +1,10 @@
 package driver
 
 import (
+	"maps"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -109,12 +111,28 @@ func (s *supervisor) device(p place, flags uint32) (answer, bool) {
 // request's number, so high ones hide nothing.
 var forgingIoctls = []uint32{tiocsti, tioclinux}
 
+// interfaceIoctls change an interface, an address or a route (netdevice(7), ioctl_list of
+// include/uapi/linux/sockios.h). A box has no capability for any of them: they are trapped
+// for the log.
+var interfaceIoctls = map[uint32]string{0x890b: "SIOCADDRT", 0x890c: "SIOCDELRT", 0x8914: "SIOCSIFFLAGS", 0x8916: "SIOCSIFADDR",
+	0x8918: "SIOCSIFDSTADDR", 0x891a: "SIOCSIFBRDADDR", 0x891c: "SIOCSIFNETMASK", 0x891e: "SIOCSIFMETRIC", 0x8922: "SIOCSIFMTU",
+	0x8923: "SIOCSIFNAME", 0x8924: "SIOCSIFHWADDR", 0x8936: "SIOCDIFADDR", 0x8943: "SIOCSIFTXQLEN", 0x8953: "SIOCDARP", 0x8955: "SIOCSARP",
+	0x89a0: "SIOCBRADDBR", 0x89a1: "SIOCBRDELBR"}
+
+// trappedIoctls are the requests of both.
+var trappedIoctls = func() []uint32 {
+	return append(slices.Sorted(maps.Keys(interfaceIoctls)), forgingIoctls...)
+}()
+
 const (
 	tiocsti   = 0x5412 // asm-generic/ioctls.h
 	tioclinux = 0x541c
 )
 
 func (s *supervisor) ioctl(fd int32, request uint32) answer {
+	if name, ok := interfaceIoctls[request]; ok {
+		return s.refuse(core.IPCSocket, core.ActConfigure, name, "no capabilities", syscall.EPERM, core.Detail{"call": "ioctl"})
+	}
 	name := "TIOCSTI"
 	if request == tioclinux {
 		name = "TIOCLINUX"

@@ -106,7 +106,7 @@ func trapsOf(o core.Observe, counts counting) []trap {
 	ts = append(ts, socketTraps...)
 	ts = append(ts, limitTraps...)
 	ts = append(ts, shmTraps...)
-	ts = append(ts, trap{call: sys.CallIoctl, arg: 1, values: forgingIoctls})
+	ts = append(ts, trap{call: sys.CallIoctl, arg: 1, values: trappedIoctls})
 	ts = append(ts, trap{call: sys.CallPrctl, values: []uint32{prSetPdeathsig}})
 	if counts.Affinity {
 		ts = append(ts, trap{call: sys.CallSchedSetaffinity})

@@ -346,6 +346,7 @@ type SessionRef struct {
 	ID         core.SessionID `json:"id"`
 	Supervisor int            `json:"supervisor"` // PID
 	Init       int            `json:"init"`       // PID, outside
+	Net        core.Net       `json:"net"`
 }
 
 // lock takes the box's lock; the caller closes the file to give it back.

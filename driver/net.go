@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/sandglass/sandglass/core"
 	"github.com/sandglass/sandglass/driver/network"
@@ -16,18 +18,15 @@ import (
 
 // network takes the box's tun device over and begins to serve it.
 func (r *run) network(ready stageMsg, s *supervisor) (*network.Network, error) {
-	var fds [2]int
-	for i, theirs := range []int{ready.Tun, ready.Diag} {
-		fd, err := sys.PidfdGetfd(r.child.Pidfd, theirs)
-		if err != nil {
-			if i == 1 {
-				sys.CloseFD(fds[0])
-			}
-			return nil, fmt.Errorf("take the box's network: %w", err)
-		}
-		fds[i] = fd
+	tun := -1
+	diag, err := sys.PidfdGetfd(r.child.Pidfd, ready.Diag)
+	if err == nil && ready.Tun > 0 {
+		tun, err = sys.PidfdGetfd(r.child.Pidfd, ready.Tun)
 	}
-	return network.Start(network.Options{Tun: fds[0], Diag: fds[1], Policy: s.policy.Load, Log: s.journal.add, Guarded: r.o.Guarded,
+	if err != nil {
+		return nil, fmt.Errorf("take the box's network: %w", err)
+	}
+	return network.Start(network.Options{Tun: tun, Diag: diag, Share: r.b.at("run"), Policy: s.policy.Load, Log: s.journal.add, Guarded: r.o.Guarded,
 		Limits: r.o.Policy.Limits, Capture: r.o.Capture, CaptureLimit: r.o.CaptureLimit})
 }
 
@@ -89,6 +88,84 @@ func (s *supervisor) ownNet(p peerCall, ap netip.AddrPort, local bool) (answer, 
 	}
 	return answer{}, true
 }
+
+// loopback gives the box, on its own loopback, the ports of this machine's that p lets it
+// connect to. A port that it has itself stays its own.
+func (r *run) loopback(p *core.Policy) {
+	r.giving.Lock()
+	defer r.giving.Unlock()
+	var fresh []netip.AddrPort
+	for _, a := range p.Network.Loopback() {
+		if !r.given[a] {
+			fresh = append(fresh, a)
+		}
+	}
+	if len(fresh) == 0 {
+		return
+	}
+	select {
+	case <-r.listening: // of one that was not waited for
+	default:
+	}
+	if send(r.control, stageMsg{Op: "listen", Addrs: fresh}) != nil {
+		return
+	}
+	select {
+	case fds := <-r.listening:
+		r.give(r.s.net, fresh, fds)
+	case <-time.After(orderPatience):
+	}
+}
+
+// give hands the box's listening sockets to its network.
+func (r *run) give(n *network.Network, addrs []netip.AddrPort, fds []int) {
+	for i, fd := range fds {
+		if i >= len(addrs) || fd < 0 {
+			continue
+		}
+		if ours, err := sys.PidfdGetfd(r.child.Pidfd, fd); err == nil {
+			if r.given == nil {
+				r.given = map[netip.AddrPort]bool{}
+			}
+			r.given[addrs[i]] = true
+			n.Give(ours, addrs[i])
+		}
+	}
+}
+
+// networkHint says what to do about a network that could not be made.
+func networkHint(why string) string {
+	switch {
+	case strings.Contains(why, "permission denied"):
+		return "as root: chmod 0666 " + sys.TunPath + ", as udev has it on a desktop"
+	case strings.Contains(why, "no such file"), strings.Contains(why, "no such device"):
+		return "as root: modprobe tun; in a container, give it " + sys.TunPath
+	}
+	return "`--net none` says that none is wanted"
+}
+
+// Question is a flow of a session that waits for a person's answer.
+type Question = network.Question
+
+// Questions lists what waits for an answer in the sessions of the box of that folder.
+func Questions(dir string) (qs []Question, err error) {
+	refs, err := Running(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, ref := range refs {
+		out, err := ask(dir, ref.ID, Order{Do: "asks"})
+		if err != nil {
+			continue // it has ended
+		}
+		qs = append(qs, out.Questions...)
+	}
+	return qs, nil
+}
+
+// WriteCapture writes the packets that a session has kept in the file of that name, as one
+// pcapng file.
+func WriteCapture(w io.Writer, file string) error { return network.WriteCapture(w, file) }
 
 var errNoNetwork = errors.New("the session has no network of its own")
 

@@ -67,7 +67,7 @@ func Probe(ctx context.Context) Report {
 	wrote := false
 	code, err := Run(ctx, Options{
 		BoxDir: box, Hide: []string{box}, Policy: p, Dir: dir,
-		Session: core.Session{ID: "probe", Box: "probe", Command: []string{"/bin/sh", "-c", "echo changed > canary"}, Observe: core.ObserveFull, Net: core.NetNone},
+		Session: core.Session{ID: "probe", Box: "probe", Command: []string{"/bin/sh", "-c", "echo changed > canary"}, Observe: core.ObserveFull, Net: core.NetOwn},
 		Env:     []string{"PATH=/usr/bin:/bin"},
 		Log: func(op *core.Operation) error {
 			if op.Seq == 1 {
@@ -96,10 +96,14 @@ func Probe(ctx context.Context) Report {
 	rep = append(rep, redirect,
 		flag("interception on one CPU (SYNC_WAKE_UP)", first.Detail["sync_wake_up"], "without it each intercepted call costs about ten times as much", "a kernel from 6.6"),
 		flag("calls survive signals (WAIT_KILLABLE_RECV)", first.Detail["wait_killable"], "without it a signal may make a call be intercepted twice", "a kernel from 5.19"))
-	rep = append(rep, probeWall(first.Detail["landlock"]))
+	own := Check{Name: "a network of its own", State: OK, Why: "each flow judged and counted"}
+	if why := first.Detail["no_network"]; why != "" {
+		own.State, own.Why, own.Hint = Missing, why, networkHint(why)
+	}
+	rep = append(rep, own, probeWall(first.Detail["landlock"]))
 	masked := first.Detail["masked"]
-	own := resolved(box) + " (" + hideReason + ")"
-	if rest := strings.Trim(strings.Replace(masked, own, "", 1), ", "); rest != "" {
+	hidden := resolved(box) + " (" + hideReason + ")"
+	if rest := strings.Trim(strings.Replace(masked, hidden, "", 1), ", "); rest != "" {
 		rep = append(rep, Check{Name: "every mount can be overlaid", State: Missing, Why: "empty in a box: " + rest,
 			Hint: "network shares and unknown file systems are left out on purpose"})
 	} else {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/driver/network"
 	"github.com/sandglass/sandglass/driver/sys"
 )
 
@@ -71,7 +73,7 @@ func Run(ctx context.Context, o Options) (code int, err error) {
 		// same thread serves it: so the thread lives as long as the session. It is not
 		// unlocked: it ends with this goroutine.
 		runtime.LockOSThread()
-		r := run{o: o, b: boxDir(o.BoxDir), done: make(chan struct{}, 1)}
+		r := run{o: o, b: boxDir(o.BoxDir), done: make(chan struct{}, 1), listening: make(chan []int, 1)}
 		code, err := r.run(ctx)
 		c <- result{code, err}
 	}()
@@ -92,19 +94,22 @@ type run struct {
 	joined  bool
 	s       *supervisor // nil until the box's init is ready
 
-	mu      sync.Mutex
-	killed  bool
-	because string        // why it was
-	order   sync.Mutex    // held while the session is frozen or thawed
-	done    chan struct{} // the stage's word that it is; 1 deep
-	frozen  bool
-	thawed  time.Time
-	stopped []int          // processes of the box that were stopped before it was frozen
-	notes   sync.WaitGroup // what was done to the session and is still being logged
-	notesMu sync.Mutex
-	noted   bool   // no more of that
-	over    bool   // the session is killed, or its init has ended
-	noNet   string // why it has no network of its own, though it should
+	mu        sync.Mutex
+	killed    bool
+	because   string        // why it was
+	order     sync.Mutex    // held while the session is frozen or thawed
+	done      chan struct{} // the stage's word that it is; 1 deep
+	frozen    bool
+	thawed    time.Time
+	stopped   []int          // processes of the box that were stopped before it was frozen
+	notes     sync.WaitGroup // what was done to the session and is still being logged
+	notesMu   sync.Mutex
+	noted     bool // no more of that
+	over      bool // the session is killed, or its init has ended
+	giving    sync.Mutex
+	given     map[netip.AddrPort]bool // ports of the machine that the box has on its loopback
+	listening chan []int              // the stage's word that it listens; 1 deep
+	noNet     string                  // why it has no network of its own, though it should
 }
 
 func (r *run) run(ctx context.Context) (code int, err error) {
@@ -181,7 +186,7 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 			return 125, err
 		}
 	}
-	r.ref, err = r.b.register(SessionRef{ID: o.Session.ID, Supervisor: os.Getpid(), Init: r.child.PID})
+	r.ref, err = r.b.register(SessionRef{ID: o.Session.ID, Supervisor: os.Getpid(), Init: r.child.PID, Net: o.Session.Net})
 	if err != nil {
 		return 125, err
 	}
@@ -194,7 +199,7 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 	r.journal = s.journal
 	r.begin(m, s, term)
 	if r.noNet != "" && o.Notice != nil {
-		o.Notice("the box has no network: " + r.noNet)
+		o.Notice("the box has no network: " + r.noNet + " (" + networkHint(r.noNet) + ")")
 	}
 	watch := r.watch()
 	remote, err := r.remote()
@@ -352,6 +357,12 @@ func (r *run) start(term *terminal) error {
 
 	cfg := r.config(term)
 	for _, ref := range refs {
+		if ref.Net != r.o.Session.Net && ref.Net != "" {
+			control.Close()
+			cfgW.Close()
+			return core.Hint(fmt.Errorf("the box runs with another network: %s, not %s", ref.Net, r.o.Session.Net),
+				"the sessions of a box have one network: run it with --net "+string(ref.Net)+", or in another box")
+		}
 		// The session may be about to end: then the next, or a box of our own.
 		var fds []int
 		for _, n := range []string{"user", "mnt", "ipc", "uts", "net", "cgroup"} {
@@ -530,6 +541,7 @@ func (r *run) config(term *terminal) stageConfig {
 			cfg.RunData = map[string][]byte{strings.TrimPrefix(p, "/run"): data}
 		}
 	case core.NetOwn:
+		cfg.Listen = r.o.Policy.Network.Loopback()
 		cfg.Tun, cfg.V6 = true, hasIPv6Route()
 		data := resolvConf(readBounded("/etc/resolv.conf", 64<<10), cfg.V6)
 		cfg.RunData = map[string][]byte{resolvFile: data}
@@ -584,10 +596,16 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 		return nil, err
 	}
 	s.limits = newLimiter(r.o.Policy.Limits, r.proc.threads)
-	if ready.Tun > 0 {
-		if s.net, err = r.network(ready, s); err != nil {
+	if ready.Diag > 0 {
+		s.net, err = r.network(ready, s)
+		if errors.Is(err, network.ErrNobodyHas) { // the session that made the box's namespace had none
+			r.noNet, err = err.Error(), nil
+			return s, nil
+		}
+		if err != nil {
 			return nil, err
 		}
+		r.give(s.net, r.o.Policy.Network.Loopback(), ready.FDs)
 	}
 	return s, nil
 }
@@ -653,6 +671,11 @@ func (r *run) listen(term *terminal, ended chan<- stageMsg) {
 			return
 		}
 		switch m.Op {
+		case "listening":
+			select {
+			case r.listening <- m.FDs:
+			default:
+			}
 		case "done":
 			select {
 			case r.done <- struct{}{}:

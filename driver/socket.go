@@ -282,8 +282,38 @@ func (s *supervisor) send(p peerCall) answer {
 		return s.unixPeer(p, unixName(p.addr))
 	case syscall.AF_INET, syscall.AF_INET6, syscall.AF_UNSPEC:
 		return s.inetPeer(p)
+	case syscall.AF_NETLINK:
+		return s.configure(p)
 	}
 	return answer{}
+}
+
+// configure refuses what would change an interface, an address or a route (rtnetlink(7)):
+// a box has no capability for it, so this is for the log, and what was changed since the
+// look gets the kernel's own EPERM.
+func (s *supervisor) configure(p peerCall) answer {
+	var h [8]byte // struct nlmsghdr: len, type
+	if !p.fixed {
+		return answer{}
+	}
+	if n, e := sys.ReadMem(int(s.n.TID), p.data, h[:6]); e != 0 || n < 6 {
+		return answer{}
+	}
+	const first, get = 16, 2 // RTM_BASE; of each four the third asks
+	kind := binary.NativeEndian.Uint16(h[4:])
+	if kind < first || kind&3 == get {
+		return answer{}
+	}
+	return s.refuse(core.IPCSocket, core.ActConfigure, rtnetlinkName(kind), "no capabilities", syscall.EPERM, p.detail())
+}
+
+// rtnetlinkName names a message of rtnetlink(7).
+func rtnetlinkName(kind uint16) string {
+	objects := [...]string{"LINK", "ADDR", "ROUTE", "NEIGH", "RULE", "QDISC", "TCLASS", "TFILTER", "ACTION"}
+	if i := int(kind-16) / 4; i < len(objects) {
+		return "RTM_" + [...]string{"NEW", "DEL", "GET", "SET"}[kind&3] + objects[i]
+	}
+	return "RTM " + strconv.Itoa(int(kind))
 }
 
 func (p *peerCall) detail() core.Detail { return core.Detail{"call": p.call.String()} }

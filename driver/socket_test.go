@@ -180,7 +180,7 @@ func TestNothingOutsideIsReached(t *testing.T) {
 	h.stream("unix", masked)
 	own := filepath.Join(l.dir, "own")
 
-	r := l.boxed(runOpts{}, "reach", "unix:"+unixPath, "unix:"+abstract, "dgram:"+gram, "tcp:"+tcp, "tcp:192.0.2.1:80", "udp:192.0.2.1:53",
+	r := l.boxed(runOpts{net: core.NetNone}, "reach", "unix:"+unixPath, "unix:"+abstract, "dgram:"+gram, "tcp:"+tcp, "tcp:192.0.2.1:80", "udp:192.0.2.1:53",
 		"unix:"+masked, "serve:"+own, "serve:@own", "socket:40,1,0", "socket:2,3,1", "socket:17,3,0", "socket:38,5,0", "socket:16,3,9", "socket:2,1,262", "sti:0")
 	want := []string{
 		"unix:" + unixPath + ": ECONNREFUSED", "unix:" + abstract + ": ECONNREFUSED", "dgram:" + gram + ": ECONNREFUSED",

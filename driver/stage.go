@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path"
 	"path/filepath"
@@ -36,6 +37,8 @@ import (
 //	   | <- started | failed {code, why} ------- |
 //	   | -- signal {n} | foreground -----------> |
 //	   | -- spawn {argv} ----------------------> |  starts a helper in the box: its session bus
+//	   | -- listen {addrs} --------------------> |  listens on the box's loopback for a server outside
+//	   | <- listening {fds} -------------------- |
 //	   | -- slay {pid} ------------------------> |  kills one process: the session has too much memory
 //	   | -- freeze | thaw {pids} --------------> |  stops all processes; all but pids go on
 //	   | <- done ------------------------------- |
@@ -44,13 +47,15 @@ import (
 // The descriptor is fetched, not sent: a trapped sendmsg would wait for an answer from
 // a supervisor that does not listen yet.
 type stageMsg struct {
-	Op       string `json:"op"`
-	Listener int    `json:"listener,omitempty"`
-	PTY      int    `json:"pty,omitempty"`
-	Tun      int    `json:"tun,omitempty"` // 0: none
-	Diag     int    `json:"diag,omitempty"`
-	NoNet    string `json:"no_net,omitempty"` // why there is no tun
-	Killable bool   `json:"killable,omitempty"`
+	Op       string           `json:"op"`
+	Listener int              `json:"listener,omitempty"`
+	PTY      int              `json:"pty,omitempty"`
+	Tun      int              `json:"tun,omitempty"` // 0: none
+	Diag     int              `json:"diag,omitempty"`
+	NoNet    string           `json:"no_net,omitempty"` // why there is no tun
+	Addrs    []netip.AddrPort `json:"addrs,omitempty"`
+	FDs      []int            `json:"fds,omitempty"` // as many; -1: the address is taken
+	Killable bool             `json:"killable,omitempty"`
 	Masked   []string
 	Landlock *secondWall `json:",omitempty"`
 	Code     int         `json:"code,omitempty"`
@@ -72,6 +77,7 @@ type stageConfig struct {
 	OwnNet   bool
 	Tun      bool                   // the namespace gets a way out, see package network
 	V6       bool                   // to IPv6 too
+	Listen   []netip.AddrPort       // of its loopback, for servers outside
 	Resolv   string                 // the box's path of the file that names the resolver; "" where there is none
 	OpenRoot bool                   // the caller may make files in /
 	RunDirs  map[string]fs.FileMode // directories of the box's own /run
@@ -172,6 +178,7 @@ type stage struct {
 	tun     int // 0: none
 	diag    int
 	noNet   string
+	listen  []int         // as cfg.Listen; -1: the address is taken
 	spawn   chan []string // helpers to start, from the filtered thread
 }
 
@@ -182,6 +189,11 @@ func (s *stage) run() error {
 		// The namespace is a copy of the box's; only /proc must show the session's own
 		// processes. It goes on top of the other.
 		err = remountProc("/proc", s.cfg.PIDMax, procReadOnly(!s.cfg.OwnNet))
+		if s.cfg.Tun && err == nil { // the device is another session's
+			if s.diag, err = sys.DiagSocket(); err == nil {
+				s.listen = listenOn(s.cfg.Listen)
+			}
+		}
 	} else {
 		err = s.build()
 	}
@@ -220,7 +232,7 @@ func (s *stage) run() error {
 	if err != nil {
 		return err
 	}
-	ready := stageMsg{Op: "ready", Listener: listener, Killable: killable, Masked: s.masked, Landlock: &wall, PTY: -1, Tun: s.tun, Diag: s.diag, NoNet: s.noNet}
+	ready := stageMsg{Op: "ready", Listener: listener, Killable: killable, Masked: s.masked, Landlock: &wall, PTY: -1, Tun: s.tun, Diag: s.diag, NoNet: s.noNet, FDs: s.listen}
 	if master != nil {
 		ready.PTY = int(master.Fd())
 	}
@@ -342,6 +354,8 @@ func (s *stage) obey() {
 		case "thaw":
 			s.thaw(m.PIDs)
 			send(s.control, stageMsg{Op: "done"})
+		case "listen":
+			send(s.control, stageMsg{Op: "listening", FDs: listenOn(m.Addrs)})
 		case "spawn":
 			if len(m.Argv) > 0 {
 				s.spawn <- m.Argv
@@ -353,6 +367,19 @@ func (s *stage) obey() {
 			syscall.Kill(-s.pid, syscall.SIGCONT)
 		}
 	}
+}
+
+// listenOn listens on addresses of the box's loopback. The descriptors are the supervisor's to
+// take; they stay open here, where nobody accepts.
+func listenOn(addrs []netip.AddrPort) (fds []int) {
+	for _, a := range addrs {
+		fd, err := sys.ListenTCP(a)
+		if err != nil {
+			fd = -1
+		}
+		fds = append(fds, fd)
+	}
+	return fds
 }
 
 // thaw lets all processes go on but those that were stopped already when they were frozen.
@@ -488,7 +515,7 @@ func (s *stage) buildNet(root string) (err error) {
 			return fmt.Errorf("%s: %w", s.cfg.Resolv, err)
 		}
 	}
-	s.tun, s.diag = tun, diag
+	s.tun, s.diag, s.listen = tun, diag, listenOn(s.cfg.Listen)
 	return nil
 }
 
@@ -544,7 +571,9 @@ func mountOverlay(m stageMount, target string) error {
 		defer sys.CloseFD(fd)
 		fds[i] = fd
 	}
-	flags := sys.NoDev
+	// No privilege comes of a file in a box. Said here too, execve(2) of one with file
+	// capabilities is not refused for want of them: ping can be started.
+	flags := sys.NoDev | sys.NoSuid
 	if m.ReadOnly {
 		flags |= sys.RdOnly
 	}

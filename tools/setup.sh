@@ -20,6 +20,7 @@ need ssh-agent openssh-client
 need gsettings libglib2.0-bin
 need dconf dconf-cli
 need curl curl
+need tshark tshark
 need script bsdutils
 need ip iproute2
 need dig dnsutils

@@ -22,17 +22,17 @@ type Question struct {
 	Until   time.Time      `json:"until"` // no answer by then is a no
 }
 
-// asks are the questions that wait. The same one is asked once, however many flows want to
+// askBook has the questions that wait. The same one is asked once, however many flows want to
 // know.
-type asks struct {
+type askBook struct {
 	mu   sync.Mutex
-	open map[asked]*question
+	open map[askedFor]*waitingAsk
 	last int
 }
 
-type asked struct{ proto, target, name, exe string }
+type askedFor struct{ proto, target, name, exe string }
 
-type question struct {
+type waitingAsk struct {
 	Question
 	answered chan struct{} // closed when it is
 	allow    bool
@@ -51,7 +51,7 @@ func (n *Network) ask(f *flow, d core.FlowDecision) core.FlowDecision {
 	if len(v.Names) > 0 {
 		name = v.Names[0]
 	}
-	key := asked{v.Proto, target(v.Proto, v.Addr), name, f.owner.Exe}
+	key := askedFor{v.Proto, target(v.Proto, v.Addr), name, f.owner.Exe}
 	n.asks.mu.Lock()
 	q := n.asks.open[key]
 	if q == nil {
@@ -61,10 +61,10 @@ func (n *Network) ask(f *flow, d core.FlowDecision) core.FlowDecision {
 		}
 		n.asks.last++
 		now := time.Now()
-		q = &question{Question: Question{ID: strconv.Itoa(n.asks.last), Proto: key.proto, Target: key.target, Name: name, Exe: key.exe,
+		q = &waitingAsk{Question: Question{ID: strconv.Itoa(n.asks.last), Proto: key.proto, Target: key.target, Name: name, Exe: key.exe,
 			PID: f.owner.PID, Since: now, Until: now.Add(askPatience)}, answered: make(chan struct{})}
 		if n.asks.open == nil {
-			n.asks.open = map[asked]*question{}
+			n.asks.open = map[askedFor]*waitingAsk{}
 		}
 		n.asks.open[key] = q
 		timer := time.AfterFunc(askPatience, func() { n.settle(q.ID, false, "timeout") })
@@ -87,7 +87,7 @@ func (n *Network) ask(f *flow, d core.FlowDecision) core.FlowDecision {
 	return core.FlowDecision{Stance: stance, Rule: d.Rule + ", answered: " + q.how}
 }
 
-func (n *Network) logAsk(f *flow, sf core.Surface, q *question, answer string, v core.Verdict, rule string) {
+func (n *Network) logAsk(f *flow, sf core.Surface, q *waitingAsk, answer string, v core.Verdict, rule string) {
 	d := core.Detail{"ask": q.ID, "proto": q.Proto, "answer": answer}
 	if q.Name != "" {
 		d["name"] = q.Name

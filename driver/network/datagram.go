@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -290,25 +291,12 @@ func (d *datagrams) listen(raw syscall.RawConn, deadline func(time.Time) error, 
 			d.finish("timeout", "")
 			return
 		}
-		var b *[]byte
-		var k int
-		var err error
-		rerr := raw.Read(func(fd uintptr) bool {
-			b = chunks.Get().(*[]byte)
-			for {
-				if k, err = syscall.Read(int(fd), *b); err != syscall.EINTR {
-					break
-				}
-			}
-			if err == syscall.EAGAIN {
-				chunks.Put(b)
-				b = nil
-				return false
-			}
-			return true
-		})
+		b, k, err := readSome(raw)
+		if err == io.EOF {
+			err = nil // a datagram of nothing
+		}
 		if b == nil {
-			if errors.Is(rerr, os.ErrDeadlineExceeded) {
+			if errors.Is(err, os.ErrDeadlineExceeded) {
 				continue
 			}
 			d.finish("timeout", "")

@@ -13,7 +13,9 @@
 // The parts:
 //
 //	names.go    which names the box knows an address by
-//	resolver.go the box's resolver: questions judged, asked outside, answered
+//	resolver.go the box's resolver: questions judged, answered
+//	upstream.go and asked outside
+//	message.go  what a DNS message holds
 //	tunnel.go   questions that carry data
 //	hello.go    what a flow says of itself: TLS server name, ALPN, certificate, HTTP host
 //	capture.go  pcapng

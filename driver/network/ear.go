@@ -19,11 +19,6 @@ type ear struct {
 	found      bool
 }
 
-const (
-	maxClientHello = 16 << 10
-	maxServerHello = 64 << 10
-)
-
 // done says whether the box has said all that it will say of itself.
 func (e *ear) done() bool {
 	e.mu.Lock()
@@ -38,21 +33,21 @@ func (e *ear) client(b []byte) {
 	if e.cDone {
 		return
 	}
-	e.c = append(e.c, b[:min(len(b), maxClientHello-len(e.c))]...)
+	e.c = append(e.c, b[:min(len(b), maxClientBytes-len(e.c))]...)
 	h, st := clientHello(e.c)
 	switch st {
-	case heard:
-		e.tls, e.by, e.name, e.alpn = true, "tls", h.server, h.alpn
+	case done:
+		e.tls, e.by, e.name, e.alpn = true, "tls", h.name, h.alpn
 	case notThis:
 		host, hst := httpHost(e.c)
-		if hst == needsMore && len(e.c) < maxClientHello {
+		if hst == needsMore && len(e.c) < maxClientBytes {
 			return
 		}
-		if hst == heard {
+		if hst == done {
 			e.by, e.name = "http", host
 		}
 	default:
-		if len(e.c) < maxClientHello {
+		if len(e.c) < maxClientBytes {
 			return
 		}
 	}
@@ -70,13 +65,13 @@ func (e *ear) serverSays(b []byte) {
 		}
 		return
 	}
-	e.s = append(e.s, b[:min(len(b), maxServerHello-len(e.s))]...)
+	e.s = append(e.s, b[:min(len(b), maxServerBytes-len(e.s))]...)
 	certs, alpn, st := serverNames(e.s)
-	if st == needsMore && len(e.s) < maxServerHello {
+	if st == needsMore && len(e.s) < maxServerBytes {
 		return
 	}
 	e.certs, e.via = strings.Join(certs, ", "), alpn
-	e.found = st == heard && (len(certs) > 0 || alpn != "")
+	e.found = st == done && (len(certs) > 0 || alpn != "")
 	e.sDone, e.s = true, nil
 }
 

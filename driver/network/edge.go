@@ -111,25 +111,42 @@ func echoRequest(v6 bool) byte {
 
 // read takes the box's packets until the device is closed.
 func (n *Network) read() {
-	buf := make([]byte, sys.VnetHeader+MTU)
+	buf := make([]byte, 1+sys.VnetHeader+MTU)
 	for {
-		k, err := n.tun.Read(buf)
+		w := *n.wire.Load()
+		b, err := w.read(buf)
 		if err != nil {
-			return
+			l, guest := w.(*lane)
+			if !guest || n.ctx.Err() != nil {
+				return
+			}
+			l.c.Close()
+			if err := n.rejoin(l); err != nil {
+				l.close()
+				if n.ctx.Err() == nil {
+					n.trouble(err)
+				}
+				return
+			}
+			l.close()
+			continue
 		}
-		if k > sys.VnetHeader {
-			n.receive(buf[sys.VnetHeader:k])
+		if len(b) > sys.VnetHeader {
+			n.receive([sys.VnetHeader]byte(b), b[sys.VnetHeader:])
 		}
 	}
 }
 
 // receive takes one packet, which is the caller's again afterwards.
-func (n *Network) receive(b []byte) {
+func (n *Network) receive(head [sys.VnetHeader]byte, b []byte) {
 	p, ok := parsePacket(b)
 	if !ok || p.src.Addr() != Box4 && p.src.Addr() != Box6 {
 		return
 	}
 	f := n.find(p.key())
+	if n.elsewhere(&p, head, f) {
+		return
+	}
 	switch {
 	case p.proto == protoUDP:
 		n.datagram(&p, f)
@@ -146,19 +163,14 @@ func (n *Network) receive(b []byte) {
 	}
 }
 
-// write hands a packet to the box. parts are its bytes from the IP header on.
-func (n *Network) write(f *flow, parts ...[]byte) {
-	var b []byte
-	if len(parts) == 1 {
-		b = parts[0]
-	} else {
-		for _, p := range parts {
-			b = append(b, p...)
-		}
+// write hands a packet to the box, from its IP header on; none for an answer that is not
+// given ([icmpError]).
+func (n *Network) write(f *flow, b []byte) {
+	if len(b) == 0 {
+		return
 	}
 	n.capturePacket(false, b, f)
-	out := make([]byte, sys.VnetHeader, sys.VnetHeader+len(b))
-	n.tun.Write(append(out, b...)) // what the box's kernel does not take is lost, as on any network
+	(*n.wire.Load()).send([sys.VnetHeader]byte{}, [][]byte{b}) // what the box's kernel does not take is lost, as on any network
 }
 
 func (n *Network) capturePacket(out bool, b []byte, f *flow) {

@@ -4,12 +4,10 @@ import (
 	"context"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -37,9 +35,11 @@ const (
 
 // Options say what a network is made of.
 type Options struct {
-	// Tun is a descriptor of [sys.OpenTun], Diag one of [sys.DiagSocket] in the box's network
-	// namespace. The network closes both.
+	// Tun is a descriptor of [sys.OpenTun], or -1 when another session of the box has it; Diag
+	// one of [sys.DiagSocket] in the box's network namespace. The network closes both.
 	Tun, Diag int
+	// Share is the folder where the sessions of the box find each other; "" when there is one only.
+	Share string
 	// Policy returns the session's policy as it is now.
 	Policy func() *core.Policy
 	// Log takes an operation over. It may block, which holds the box's network up.
@@ -59,18 +59,18 @@ type Network struct {
 	o        Options
 	ctx      context.Context
 	stop     context.CancelFunc
-	tun      *os.File
-	raw      syscall.RawConn // of tun
-	waiting  sync.Map        // flowKey to *connection: the stack has its SYN
-	peers    sync.Map        // flowKey to *datagrams
-	count    atomic.Int64    // of them
+	wire     atomic.Pointer[wire]
+	host     atomic.Pointer[host] // nil: another session has the device
+	waiting  sync.Map             // flowKey to *connection: the stack has its SYN
+	peers    sync.Map             // flowKey to *datagrams
+	count    atomic.Int64         // of them
 	stack    *stack.Stack
 	link     *link
 	owners   *owners
 	names    *names
 	resolver *resolver
 	capture  *capture
-	asks     asks
+	asks     askBook
 	wg       sync.WaitGroup
 
 	mu      sync.RWMutex
@@ -94,18 +94,21 @@ type Network struct {
 const (
 	maxFlows     = 16384 // at a time
 	maxOpenings  = 4096
-	maxQuestions = 512
+	maxNames     = 512
 	maxRefused   = 4096
 	refusedAgain = 10 * time.Second // a refused flow is logged again after that
 	hoodLives    = time.Second
 )
 
 // Start begins to serve a box's network.
-func Start(o Options) (*Network, error) {
+func Start(o Options) (*Network, error) { return start(o, nil) }
+
+// start serves the network on w, or on what attach finds.
+func start(o Options, w wire) (*Network, error) {
 	ctx, stop := context.WithCancel(context.Background())
-	n := &Network{o: o, ctx: ctx, stop: stop, tun: os.NewFile(uintptr(o.Tun), "tun"), owners: newOwners(o.Diag), names: newNames(),
+	n := &Network{o: o, ctx: ctx, stop: stop, owners: newOwners(o.Diag), names: newNames(),
 		flows: map[flowKey]*flow{}, refused: map[flowKey]time.Time{}, inbound: map[netip.AddrPort]*datagrams{},
-		openings: make(chan struct{}, maxOpenings), questions: make(chan struct{}, maxQuestions)}
+		openings: make(chan struct{}, maxOpenings), questions: make(chan struct{}, maxNames)}
 	n.resolver = newResolver(resolverConfig{Upstream: n.upstreams, Policy: o.Policy, Log: n.log, Names: n.names, Fake: o.Policy().Network.Proxy != ""})
 	if r := o.Limits.NetRate; r > 0 {
 		burst := int(max(r, chunk))
@@ -115,12 +118,13 @@ func Start(o Options) (*Network, error) {
 		n.Close()
 		return nil, err
 	}
-	var err error
-	if n.raw, err = n.tun.SyscallConn(); err != nil {
+	if w != nil {
+		n.wire.Store(&w)
+	} else if err := n.attach(); err != nil {
 		return fail(err)
 	}
 	if o.Capture != "" {
-		c, err := newCapture(o.Capture, o.CaptureLimit)
+		c, err := newCapture(o.Capture, o.CaptureLimit, n.trouble)
 		if err != nil {
 			return fail(err)
 		}
@@ -147,7 +151,12 @@ func (n *Network) Close() {
 	n.mu.Unlock()
 	n.cut(func(*flow) bool { return true }, "session")
 	n.stop()
-	n.tun.Close()
+	if w := n.wire.Load(); w != nil {
+		(*w).close()
+	}
+	if h := n.host.Load(); h != nil {
+		h.close()
+	}
 	n.wg.Wait()
 	if n.stack != nil {
 		n.stack.Destroy()
@@ -184,13 +193,18 @@ func (w Owner) by(op *core.Operation) *core.Operation {
 // from that socket is its. cookie is 0 when it could not be found out.
 func (n *Network) Saw(cookie uint64, proto string, dst netip.AddrPort, who Owner) {
 	n.owners.saw(cookie, proto, dst, who)
+	if w := n.wire.Load(); w != nil && cookie != 0 {
+		if l, ok := (*w).(*lane); ok {
+			l.saw(cookie)
+		}
+	}
 }
 
 // Judge returns what would become of a flow there: whether it would be refused, by which rule
 // and on which surface. What it does not refuse may still be, by a name.
 func (n *Network) Judge(proto string, dst netip.AddrPort, who Owner) (sf core.Surface, rule string, refused bool) {
 	f := n.describe(proto, dst, who)
-	if f.ours() {
+	if f.ours() || proto == "icmp" && (dst.Addr() == Resolver4 || dst.Addr() == Resolver6) {
 		return core.NetDNS, "own resolver", false
 	}
 	d := n.decide(&f)

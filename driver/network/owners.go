@@ -75,6 +75,30 @@ func (o *owners) of(proto string, local, remote netip.AddrPort) Owner {
 	return Owner{}
 }
 
+// ours says whether the packet's socket is of a process of this session, and which it is; 0
+// when that cannot be found out.
+func (o *owners) ours(p *packet) (cookie uint64, ours bool) {
+	if p.proto != protoTCP && p.proto != protoUDP {
+		return 0, false
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.diag < 0 {
+		return 0, false
+	}
+	o.seq++
+	c, ok := sys.DiagCookie(o.diag, p.proto == protoTCP, p.src, p.dst, o.seq)
+	if !ok {
+		return 0, false
+	}
+	for i := range o.books {
+		if _, ok := o.books[i].sockets[c]; ok {
+			return c, true
+		}
+	}
+	return c, false
+}
+
 func (o *owners) close() {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -602,26 +602,7 @@ func (f *flow) download(in *inner, out net.Conn, e *ear) error {
 			b = chunks.Get().(*[]byte)
 			k, err = out.Read(*b)
 		} else {
-			// Only a flow that has something holds a buffer.
-			rerr := raw.Read(func(fd uintptr) bool {
-				b = chunks.Get().(*[]byte)
-				for {
-					if k, err = syscall.Read(int(fd), *b); err != syscall.EINTR {
-						break
-					}
-				}
-				if err == syscall.EAGAIN {
-					chunks.Put(b)
-					b = nil
-					return false
-				}
-				return true
-			})
-			if rerr != nil {
-				err = rerr
-			} else if err == nil && k == 0 {
-				err = io.EOF
-			}
+			b, k, err = readSome(raw)
 		}
 		if k > 0 {
 			if e != nil {
@@ -769,16 +750,7 @@ func (n *Network) writeSegment(pkt *stack.PacketBuffer) tcpip.Error {
 		n.capturePacket(false, bytes.Join(parts, nil), f)
 	}
 	head := sys.VnetPartial(len(pkt.NetworkHeader().Slice()), header.TCPChecksumOffset)
-	all := make([][]byte, 0, len(parts)+1)
-	all = append(append(all, head[:]), parts...)
-	var werr error
-	if err := n.raw.Write(func(fd uintptr) bool {
-		_, werr = sys.Writev(int(fd), all)
-		return true
-	}); err != nil {
-		return &tcpip.ErrClosedForSend{}
-	}
-	if werr != nil {
+	if (*n.wire.Load()).send(head, parts) != nil {
 		return &tcpip.ErrNoBufferSpace{}
 	}
 	return nil

@@ -2,6 +2,7 @@ package sys
 
 import (
 	"encoding/binary"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -177,4 +178,33 @@ func SocketTypeName(t int) string {
 		return "SOCK_RDM"
 	}
 	return "type " + strconv.Itoa(t)
+}
+
+// ListenTCP listens on an address of the caller's network namespace.
+func ListenTCP(a netip.AddrPort) (int, error) {
+	family := unix.AF_INET
+	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: int(a.Port())}
+	if a.Addr().Is4() {
+		sa.(*unix.SockaddrInet4).Addr = a.Addr().As4()
+	} else {
+		family, sa = unix.AF_INET6, &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return -1, err
+	}
+	if family == unix.AF_INET6 {
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
+	}
+	if err == nil {
+		err = unix.Bind(fd, sa)
+	}
+	if err == nil {
+		err = unix.Listen(fd, 1024)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
 }
