@@ -13,11 +13,13 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/sandglass/sandglass/driver"
+	"github.com/sandglass/sandglass/testworld"
 )
 
 func TestMain(m *testing.M) {
 	driver.Stage() // a box's first process is this binary, too
-	testscript.Main(m, map[string]func(){"sandglass": func() { os.Exit(Main()) }, "manifest": printManifest, "record": recordSession})
+	testworld.Stage()
+	testscript.Main(m, map[string]func(){"sandglass": func() { os.Exit(Main()) }, "manifest": printManifest, "record": recordSession, "visit": testworld.Visit})
 }
 
 var update = flag.Bool("update", false, "write the golden files of the scripts anew")

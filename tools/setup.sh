@@ -22,12 +22,21 @@ need dconf dconf-cli
 need curl curl
 need tshark tshark
 need script bsdutils
+need ip iproute2
+need dig dnsutils
+need ping iputils-ping
+[ -x /usr/sbin/sshd ] || missing+=(openssh-server)
 [ -e /usr/share/dbus-1/services/ca.desrt.dconf.service ] || missing+=(dconf-service dconf-gsettings-backend)
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing+=(postgresql)
 # Also of the python3 that the ordinary user has.
 PATH=/usr/local/bin:/usr/bin:/bin python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 [ -e /usr/share/zoneinfo/UTC ] || missing+=(tzdata)
 dpkg -s libc6-dev >/dev/null 2>&1 || missing+=(libc6-dev)
+# A box's own network is a tun device, which everybody may make in a namespace of his own.
+if [ "$(id -u)" = 0 ]; then
+	[ -e /dev/net/tun ] || { mkdir -p /dev/net && mknod /dev/net/tun c 10 200; }
+	chmod 0666 /dev/net/tun
+fi
 [ ${#missing[@]} -gt 0 ] || exit 0
 
 as_root=()
