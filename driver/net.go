@@ -83,6 +83,9 @@ func (s *supervisor) ownNet(p peerCall, ap netip.AddrPort, local bool) (answer, 
 	if local {
 		return answer{}, false
 	}
+	if proto != "tcp" && p.act == core.ActConnect {
+		return answer{}, true // it sends nothing: getaddrinfo(3) sorts addresses by it
+	}
 	if sf, rule, refused := s.net.Judge(proto, ap, who); refused {
 		return s.refuse(sf, p.act, ap.String(), rule, syscall.EACCES, core.Detail{"call": p.call.String(), "proto": proto}), true
 	}

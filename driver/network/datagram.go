@@ -90,7 +90,11 @@ func (n *Network) begin(proto string, p *packet) *datagrams {
 	if dec.Stance == core.Block {
 		n.capturePacket(true, p.whole, nil)
 		n.refuse(&v, p.key(), act, owner, dec.Rule, v.refusal())
-		n.write(nil, icmpError(p, prohibited, 0))
+		why := prohibited
+		if v.refusal() == syscall.ECONNREFUSED {
+			why = noPort
+		}
+		n.write(nil, icmpError(p, why, 0))
 		return nil
 	}
 	if n.count.Add(1) > maxDatagrams {

@@ -204,7 +204,7 @@ func (n *Network) Saw(cookie uint64, proto string, dst netip.AddrPort, who Owner
 // and on which surface. What it does not refuse may still be, by a name.
 func (n *Network) Judge(proto string, dst netip.AddrPort, who Owner) (sf core.Surface, rule string, refused bool) {
 	f := n.describe(proto, dst, who)
-	if f.ours() || proto == "icmp" && (dst.Addr() == Resolver4 || dst.Addr() == Resolver6) {
+	if f.ours() || dst.Addr() == Resolver4 || dst.Addr() == Resolver6 {
 		return core.NetDNS, "own resolver", false
 	}
 	d := n.decide(&f)
