@@ -286,7 +286,7 @@ func TestAFlowIsOnRecord(t *testing.T) {
 				flows[f].Fold(&op)
 			}
 			resolved = resolved || op.Surface == core.NetDNS && op.Action == "resolve" && op.Target == "tls12.example.test" && op.Verdict == core.Allowed && strings.Contains(op.Detail["answers"], "203.0.113.12")
-			refused = refused || op.Action == core.ActConnect && op.Target == "203.0.113.10:8999" && op.Verdict == core.Allowed && op.Errno == "ECONNREFUSED"
+			refused = refused || op.Action == core.ActClose && op.Target == "203.0.113.10:8999" && op.Verdict == core.Allowed && op.Errno == "ECONNREFUSED"
 		}
 		ok := false
 		for _, f := range flows {
@@ -479,7 +479,7 @@ func TestAPortScanFindsNothing(t *testing.T) {
 			}
 		}
 		l.forget()
-		scan := append([]string{"visit", "scan", ports}, append(append(machine, others...), "192.0.2.1", "192.0.2.2", "fd53:616e:6473::1", "255.255.255.255", "224.0.0.1")...)
+		scan := append([]string{"visit", "scan", ports}, append(append(machine, others...), "192.0.2.1", "192.0.2.2", "2001:db8:5361::1", "255.255.255.255", "224.0.0.1")...)
 		out, code := l.run(nil, inBox("it", nil, scan...)...)
 		if code != 0 || !strings.HasSuffix(strings.TrimSpace(out), "open:") {
 			t.Errorf("in the box, exit code %d: %s", code, out)

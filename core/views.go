@@ -184,6 +184,9 @@ func (f *FlowView) Fold(op *Operation) {
 		f.Name, f.Verdict, f.Rule = op.Target, op.Verdict, op.Rule
 	case ActClose:
 		f.End = op.Time
+		if op.Errno != "" {
+			f.Errno = op.Errno
+		}
 	}
 	set(&f.Proto, "proto")
 	set(&f.Name, "name")

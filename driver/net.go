@@ -98,7 +98,7 @@ func (r *run) loopback(p *core.Policy) {
 	r.giving.Lock()
 	defer r.giving.Unlock()
 	var fresh []netip.AddrPort
-	for _, a := range p.Network.Loopback() {
+	for _, a := range r.unguarded(p.Network.Loopback()) {
 		if !r.given[a] {
 			fresh = append(fresh, a)
 		}
@@ -150,6 +150,27 @@ func networkHint(why string) string {
 // WriteCapture writes the packets that a session has kept in the file of that name, as one
 // pcapng file.
 func WriteCapture(w io.Writer, file string) error { return network.WriteCapture(w, file) }
+
+// serves tells the box's network whose a socket is that is about to have an address.
+func (s *supervisor) serves(fd int32) {
+	sock, e := s.theirSocket(fd)
+	if e != 0 {
+		return
+	}
+	defer sys.CloseFD(sock)
+	if cookie, err := sys.SocketCookie(sock); err == nil {
+		s.net.Serves(cookie, network.Owner{PID: s.p.pid, Proc: s.p.id, Exe: s.p.exe})
+	}
+}
+
+// unguarded leaves out the ports on which the sandbox itself listens.
+func (r *run) unguarded(as []netip.AddrPort) []netip.AddrPort {
+	if r.o.Guarded == nil {
+		return as
+	}
+	guarded := r.o.Guarded()
+	return slices.DeleteFunc(as, func(a netip.AddrPort) bool { return slices.Contains(guarded, a.Port()) })
+}
 
 var errNoNetwork = errors.New("the session has no network of its own")
 

@@ -146,7 +146,7 @@ func TestLoopbackByRule(t *testing.T) {
 	}
 	_, port, _ := net.SplitHostPort(shut)
 	var tries []string
-	for _, a := range append(machineAddrs(t), "127.0.0.1", "::1", "::ffff:127.0.0.1", "0.0.0.0", "192.0.2.1", "fd53:616e:6473::1") {
+	for _, a := range append(machineAddrs(t), "127.0.0.1", "::1", "::ffff:127.0.0.1", "0.0.0.0", "192.0.2.1", "2001:db8:5361::1") {
 		tries = append(tries, "tcp:"+net.JoinHostPort(a, port))
 	}
 	r = l.boxed(runOpts{policy: rules("allow "+open, "allow *")}, "reach", tries...)

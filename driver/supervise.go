@@ -901,7 +901,17 @@ func (s *supervisor) xattr(set bool, dirfd int32, addr uint64, flags uint32, nam
 func (s *supervisor) bind(addr, size uint64) answer {
 	var b [110]byte // struct sockaddr_un
 	n, e := sys.ReadMem(int(s.n.TID), addr, b[:min(size, uint64(len(b)))])
-	if e != 0 || n < 3 || binary.NativeEndian.Uint16(b[:]) != syscall.AF_UNIX {
+	if e != 0 || n < 3 {
+		return answer{}
+	}
+	switch binary.NativeEndian.Uint16(b[:]) {
+	case syscall.AF_UNIX:
+	case syscall.AF_INET, syscall.AF_INET6:
+		if s.net != nil {
+			s.serves(int32(s.n.Args[0])) // who a published port leads to
+		}
+		return answer{}
+	default:
 		return answer{}
 	}
 	if b[2] == 0 {

@@ -136,13 +136,9 @@ func (f *flow) finish(reason, errno string) bool {
 		return false
 	}
 	f.over, f.reason = true, reason
-	opened, rtt, surface := f.opened, f.roundTrip, f.surface
+	opened, surface := f.opened, f.surface
 	f.mu.Unlock()
-	if rtt != nil {
-		if us, ok := rtt(); ok {
-			f.rtt.Store(us)
-		}
-	}
+	f.sampleRoundTrip()
 	f.cancel()
 	f.forget()
 	if opened {
@@ -172,19 +168,28 @@ func (f *flow) moved() bool { return f.fresh() != 0 }
 // count logs what the flow has carried so far.
 func (f *flow) count() {
 	f.mu.Lock()
-	over, opened, rtt, surface := f.over, f.opened, f.roundTrip, f.surface
+	over, opened, surface := f.over, f.opened, f.surface
 	f.mu.Unlock()
 	if over || !opened {
 		return
 	}
-	if rtt != nil {
-		if us, ok := rtt(); ok {
-			f.rtt.Store(us)
-		}
-	}
+	f.sampleRoundTrip()
 	f.counted.Store(f.sent.Load() + f.received.Load())
 	f.n.log(f.owner.by(&core.Operation{Surface: surface, Action: core.ActCount, Target: target(f.Proto, f.Addr), Verdict: core.Allowed,
 		Outcome: core.Performed, Rule: "supervisor", Detail: f.carried()}))
+}
+
+// sampleRoundTrip asks the socket outside how long the way there and back is.
+func (f *flow) sampleRoundTrip() {
+	f.mu.Lock()
+	ask := f.roundTrip
+	f.mu.Unlock()
+	if ask == nil {
+		return
+	}
+	if us, ok := ask(); ok {
+		f.rtt.Store(us)
+	}
 }
 
 // refusal is the errno that a program of the box gets of a refused flow: what its kernel
@@ -193,8 +198,8 @@ func (d *described) refusal() syscall.Errno {
 	switch a := d.Addr.Addr(); {
 	case d.self || a == Resolver4 || a == Resolver6:
 		return syscall.ECONNREFUSED
-	case d.Heard || d.Place == core.Host && a.IsLoopback():
-		return syscall.ECONNRESET // it was accepted before
+	case d.Heard || d.taken:
+		return syscall.ECONNRESET // the box is connected already
 	case a.Is6():
 		return syscall.EACCES
 	}

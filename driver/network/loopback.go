@@ -69,6 +69,7 @@ func (n *Network) given(c *net.TCPConn, a netip.AddrPort) {
 	key := flowKey{protoTCP, from, a}
 	owner := n.owners.of("tcp", from, a)
 	d := n.describe("tcp", a, owner)
+	d.taken = true
 	dec := n.decide(&d)
 	f := n.admit(key, d, owner)
 	if f == nil {

@@ -17,13 +17,14 @@ import (
 	"github.com/sandglass/sandglass/driver/sys"
 )
 
-// The addresses of a box's network. They are of ranges that nobody has (RFC 5737) or of its
-// own (RFC 4193), so that no network of the machine's is hidden by them.
+// The addresses of a box's network. They are of ranges that nobody has (RFC 5737, RFC 3849),
+// so that no network of the machine's is hidden by them, and of the scope that a machine on
+// the Internet has: programs then choose among addresses as they would outside (RFC 6724).
 var (
 	Box4      = netip.MustParseAddr("192.0.2.2")
-	Box6      = netip.MustParseAddr("fd53:616e:6473::2")
+	Box6      = netip.MustParseAddr("2001:db8:5361::2")
 	Resolver4 = netip.MustParseAddr("192.0.2.1") // the supervisor's own, where the resolver answers
-	Resolver6 = netip.MustParseAddr("fd53:616e:6473::1")
+	Resolver6 = netip.MustParseAddr("2001:db8:5361::1")
 )
 
 // Interface is what the box's interface is called, MTU what fits through it: all that IP can
@@ -200,6 +201,11 @@ func (n *Network) Saw(cookie uint64, proto string, dst netip.AddrPort, who Owner
 	}
 }
 
+// Serves notes whose a socket is that gets an address.
+func (n *Network) Serves(cookie uint64, who Owner) {
+	n.Saw(cookie, "", netip.AddrPort{}, who)
+}
+
 // Judge returns what would become of a flow there: whether it would be refused, by which rule
 // and on which surface. What it does not refuse may still be, by a name.
 func (n *Network) Judge(proto string, dst netip.AddrPort, who Owner) (sf core.Surface, rule string, refused bool) {
@@ -250,6 +256,7 @@ type described struct {
 	core.Flow
 	surface core.Surface
 	self    bool // it leads to the sandbox itself
+	taken   bool // the box is connected before it is decided
 }
 
 func (d *described) ours() bool {

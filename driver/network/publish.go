@@ -84,7 +84,7 @@ func (n *Network) accepted(p core.Publish, c *net.TCPConn) {
 	local, _ := ep.GetLocalAddress()
 	box := netip.AddrPortFrom(Box4, p.Port)
 	key := flowKey{protoTCP, box, netip.AddrPortFrom(Resolver4, local.Port)}
-	f := n.admit(key, described{Flow: core.Flow{Proto: "tcp", Addr: from, Place: n.placeOf(from.Addr()), Heard: true}, surface: core.NetIn}, Owner{})
+	f := n.admit(key, described{Flow: core.Flow{Proto: "tcp", Addr: from, Place: n.placeOf(from.Addr()), Heard: true}, surface: core.NetIn}, n.owners.of("tcp", box, key.remote))
 	if f == nil {
 		ep.Abort()
 		abort(c)

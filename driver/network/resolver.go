@@ -45,10 +45,8 @@ func newResolver(c resolverConfig) *resolver {
 
 // Where the box asks, and that side of its network.
 var (
-	resolverAddr4 = netip.MustParseAddr("192.0.2.1")
-	resolverAddr6 = netip.MustParseAddr("fd53:616e:6473::1")
-	boxAddr4      = netip.MustParseAddr("192.0.2.2")
-	boxAddr6      = netip.MustParseAddr("fd53:616e:6473::2")
+	resolverAddr4, resolverAddr6 = Resolver4, Resolver6
+	boxAddr4, boxAddr6           = Box4, Box6
 )
 
 // question is what the box asks.
@@ -418,4 +416,21 @@ func (t *tunnelAlarm) operation(at time.Time, who Owner) *core.Operation {
 	return &core.Operation{Time: at, PID: who.PID, Proc: who.Proc, Exe: who.Exe, Surface: core.NetDNS, Action: core.ActTunnel, Target: t.domain,
 		Verdict: core.Allowed, Outcome: core.Performed, Rule: "tunnel", Leak: true,
 		Detail: core.Detail{"questions": fmt.Sprint(t.questions), "distinct": fmt.Sprint(t.distinct), "bytes": fmt.Sprint(t.bytes), "why": t.why}}
+}
+
+// leadsTo asks outside whether a name that a flow gives itself leads to where the flow goes:
+// only then may the name open it. The question is one of the flow's, and on record as that.
+func (n *Network) leadsTo(ctx context.Context, name string, a netip.Addr, who Owner) bool {
+	query := make([]byte, 12, 12+len(name)+6)
+	query[2], query[5] = 1, 1 // recursion desired; one question
+	for label := range strings.SplitSeq(name, ".") {
+		query = append(append(query, byte(len(label))), label...)
+	}
+	kind := byte(typeA)
+	if a.Is6() {
+		kind = typeAAAA
+	}
+	query = append(query, 0, 0, kind, 0, 1)
+	n.resolver.answer(ctx, query, true, who, netip.AddrPortFrom(Resolver4, 53))
+	return slices.Contains(n.names.of(time.Now(), a), name)
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -288,8 +289,8 @@ func (c *connection) hear(in *inner) (first []byte, ok bool) {
 	if c.ctx.Err() != nil {
 		return nil, false
 	}
-	d := c.names(e.name)
-	dec := c.n.decide(&d)
+	dec := c.named(e.name)
+	d := c.view()
 	if dec.Stance == core.Ask {
 		dec = c.n.ask(c.flow, dec)
 	}
@@ -308,6 +309,25 @@ func (c *connection) hear(in *inner) (first []byte, ok bool) {
 		return nil, false
 	}
 	return first, true
+}
+
+// named decides about a flow that has said its name, or will say none. A name of the box's own
+// telling opens nothing: where one would, it is asked for, and must lead to where the flow goes.
+func (c *connection) named(name string) core.FlowDecision {
+	plain := c.names("")
+	without := c.n.decide(&plain)
+	if name == "" {
+		return without
+	}
+	claimed := plain
+	claimed.Names = []string{name}
+	with := c.n.decide(&claimed)
+	if with.Stance > without.Stance && c.n.o.Policy().Network.Proxy == "" && !c.n.leadsTo(c.ctx, name, c.Addr.Addr(), c.owner) {
+		without.Rule += " (" + name + " leads elsewhere)"
+		return without
+	}
+	c.names(name)
+	return with
 }
 
 // relay carries bytes both ways until both have ended, or one has failed.
@@ -349,6 +369,9 @@ func (f *flow) carryBoth(in *inner, out net.Conn, e *ear) {
 	both.Wait()
 	reason, errno := "fin", ""
 	for _, err := range []error{errOut, errIn} {
+		if errOut == nil && errors.Is(err, errBoxGone) {
+			continue // it has closed, and what came then was for nobody
+		}
 		if err != nil && !errors.Is(err, errAborted) {
 			reason, errno = "reset", errnoName(err)
 			if errno == "ETIMEDOUT" {
@@ -359,11 +382,15 @@ func (f *flow) carryBoth(in *inner, out net.Conn, e *ear) {
 	f.finish(reason, errno)
 }
 
+// errBoxGone is what the way to the box says when that has reset the connection.
+var errBoxGone = errors.New("the box takes no more")
+
 // errAborted is what one way says when the other has failed.
 var errAborted = errors.New("aborted")
 
 // giveUp ends both sides as the one that failed has: with a reset.
 func (f *flow) giveUp(in *inner, out net.Conn, err error) {
+	f.sampleRoundTrip() // while there is a socket to ask
 	in.ep.Abort()
 	abort(out)
 }
@@ -610,7 +637,7 @@ func (f *flow) download(in *inner, out net.Conn, e *ear) error {
 			if werr == nil {
 				f.received.Add(uint64(k))
 			} else {
-				err = werr
+				err = fmt.Errorf("%w: %w", errBoxGone, werr)
 			}
 		}
 		if b != nil {
