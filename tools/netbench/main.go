@@ -70,6 +70,7 @@ type bench struct {
 	seconds string
 	rounds  int
 	flows   int
+	at      int // the server of the last measurement of new flows
 }
 
 const iperfPort = 5201
@@ -123,8 +124,12 @@ func (b *bench) run(box string) (err error) {
 			}
 			for _, w := range ways {
 				v, err := m.run(w)
-				if err != nil {
+				switch {
+				case err != nil && (w.name == "native" || w.name == "box"):
 					return fmt.Errorf("%s, %s: %w", m.name, w.name, err)
+				case err != nil: // slirp4netns does not open 10,000 flows one after another
+					fmt.Fprintf(os.Stderr, "netbench: %s, %s: %v\n", m.name, w.name, err)
+					continue
 				}
 				got[i][w.name] = append(got[i][w.name], v)
 			}
@@ -139,6 +144,10 @@ func (b *bench) run(box string) (err error) {
 		fmt.Printf("%-22s %-7s", m.name, m.unit)
 		native := median(got[i]["native"])
 		for _, w := range ways {
+			if len(got[i][w.name]) == 0 {
+				fmt.Printf(" %18s", "-")
+				continue
+			}
 			v := median(got[i][w.name])
 			fmt.Printf(" %10.*f (%.2f)", map[bool]int{true: 2, false: 0}[v < 1000], v, v/native)
 		}
@@ -210,7 +219,10 @@ func visitor(args ...string) ([]string, error) {
 
 // rate returns new flows a second.
 func (b *bench) rate(w way) (float64, error) {
-	argv, err := visitor("rate", "10000", "16", testworld.Web.String(), strconv.Itoa(testworld.PortHold))
+	// An address of its own for each: ports of flows that are over are not free for a minute.
+	b.at++
+	addr := fmt.Sprintf("203.0.113.%d", 10+b.at%21)
+	argv, err := visitor("rate", "10000", "16", addr, strconv.Itoa(testworld.PortHold))
 	if err != nil {
 		return 0, err
 	}
