@@ -113,6 +113,8 @@ type boxInfo struct {
 	Sessions int          `json:"sessions"`
 	LastUse  time.Time    `json:"last_use,omitzero"`
 	Counts   core.Counts  `json:"counts"` // of its operations
+
+	Flows *core.FlowTotals `json:"flows,omitempty"` // of box show
 }
 
 type sessionRef struct {
@@ -250,6 +252,11 @@ func newBoxShow(p *printer) *cobra.Command {
 				return err
 			}
 			i.know(&v)
+			flows, err := r.FlowTotals(ctx, i.Name, "")
+			if err != nil {
+				return err
+			}
+			i.Flows = &flows
 			if asJSON {
 				return p.JSON(i)
 			}
@@ -272,6 +279,9 @@ func (i *boxInfo) print(p *printer, h Home, ss []core.SessionView) {
 	p.Line("size        %s in %s", bytesText(i.Bytes), plural(i.Files, "file"))
 	p.Line("folder      %s", h.box(i.Name))
 	p.Line("operations  %d allowed, %d redirected, %d blocked, %d of them leaks", i.Counts.Allowed, i.Counts.Redirected, i.Counts.Blocked, i.Counts.Leaks)
+	if f := i.Flows; f.Flows > 0 {
+		p.Line("network     %s, %d open; %s sent, %s received: `sandglass flows %s`", plural(int(f.Flows), "flow"), f.Open, bytesText(int64(f.Sent)), bytesText(int64(f.Received)), i.Name)
+	}
 	for _, r := range i.Running {
 		p.Line("running     session %s, supervisor %d", string(r.ID), r.Supervisor)
 	}

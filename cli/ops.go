@@ -34,6 +34,7 @@ type opsOptions struct {
 	box, session   string
 	follow, asJSON bool
 	limit          int
+	each           func(*core.Operation) error // what is done instead of printing them; may be nil
 }
 
 func newOps(p *printer) *cobra.Command {
@@ -261,6 +262,9 @@ func (o *opsOptions) goOn(ctx context.Context, p *printer, h Home, r *reader, q 
 
 // print writes one operation.
 func (o *opsOptions) print(p *printer, op *core.Operation) error {
+	if o.each != nil {
+		return o.each(op)
+	}
 	if !o.asJSON {
 		o.printOp(p, op)
 		return nil

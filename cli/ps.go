@@ -3,6 +3,7 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -107,7 +108,7 @@ func (h Home) order(names []string, verb string, orders ...driver.Order) error {
 		for _, o := range orders {
 			n, err := driver.Ask(h.box(name), o)
 			if err == nil && n == 0 {
-				err = core.Hint(errors.New("nothing runs in it"), "`sandglass ps` lists what runs where")
+				err = errNothingRuns
 			}
 			if err != nil {
 				failed = errors.Join(failed, fmt.Errorf("%s box %s: %w", verb, name, err))
@@ -150,14 +151,19 @@ too. The exit code of such a run is 137.`)
 }
 
 func newBoxSet() *cobra.Command {
-	var connect, revoke []string
+	var connect, revoke, rules, unrules []string
 	c := &cobra.Command{
-		Use:   "set NAME [SURFACE=allow|redirect|block...] [--connect PATH] [--revoke PATH]",
+		Use:   "set NAME [SURFACE=allow|redirect|block...] [--rule RULE] [--unrule RULE] [--connect PATH] [--revoke PATH]",
 		Short: "Change what the sessions that run in a box may do",
 		Long: `Change what the sessions that run in a box now may do, from their next operation on. What
 they have got already they keep - an open device, a connection - until freeze or kill.
-The box's policy stays as it is: the next run begins with that.`,
-		Example: `  sandglass box set work device.camera=block   take the camera back
+The box's policy stays as it is: the next run begins with that.
+
+Rules of the network come before those that there are, in the order in which they are given:
+the first that matches decides. Flows that are open go on until cut.`,
+		Example: `  sandglass box set work --rule 'allow *.debian.org:443' --rule 'block *'
+  sandglass box set work --unrule 'block *'
+  sandglass box set work device.camera=block   take the camera back
   sandglass box set work --connect /run/postgresql/.s.PGSQL.5432`,
 		Args: needArgs("the name of the box", 1, 0),
 		ValidArgsFunction: func(c *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
@@ -196,12 +202,26 @@ The box's policy stays as it is: the next run begins with that.`,
 			for _, s := range revoke {
 				orders = append(orders, driver.Order{Do: "revoke", Socket: s})
 			}
+			for _, s := range unrules {
+				if _, err := core.ParseFlowRule(s); err != nil {
+					return fmt.Errorf("box set: %w", err)
+				}
+				orders = append(orders, driver.Order{Do: "unrule", Rule: s})
+			}
+			for _, s := range slices.Backward(rules) { // each goes before those there are
+				if err := trial.Network.AddRule(s, true); err != nil {
+					return fmt.Errorf("box set: %w", err)
+				}
+				orders = append(orders, driver.Order{Do: "rule", Rule: s})
+			}
 			if len(orders) == 0 {
 				return core.Hint(errors.New("box set: nothing to set"), "as in `sandglass box set "+core.Shorten(args[0], 80)+" device.camera=block`")
 			}
 			return h.order(args[:1], "set", orders...)
 		},
 	}
+	c.Flags().StringArrayVar(&rules, "rule", nil, "RULE of the network, as in 'block 203.0.113.0/24' or 'allow *.debian.org:443'; may be repeated")
+	c.Flags().StringArrayVar(&unrules, "unrule", nil, "RULE: take back a rule that is written like that; may be repeated")
 	c.Flags().StringArrayVar(&connect, "connect", nil, "PATH: a Unix socket outside that it may connect to, @NAME for an abstract one; may be repeated")
 	c.Flags().StringArrayVar(&revoke, "revoke", nil, "PATH: take such a grant back; may be repeated")
 	return c

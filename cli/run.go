@@ -397,7 +397,7 @@ func (s *session) captureFile(h Home) (string, error) {
 	if err := os.MkdirAll(h.path("captures"), 0o700); err != nil {
 		return "", fmt.Errorf("--pcap: %w", err)
 	}
-	return h.path("captures", string(s.ID)+".pcapng"), nil
+	return h.captureOf(string(s.ID)), nil
 }
 
 // fullDisk tells the person at the terminal what a full disk does to the box. The box can

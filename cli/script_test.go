@@ -19,7 +19,7 @@ import (
 func TestMain(m *testing.M) {
 	driver.Stage() // a box's first process is this binary, too
 	testworld.Stage()
-	testscript.Main(m, map[string]func(){"sandglass": func() { os.Exit(Main()) }, "manifest": printManifest, "visit": testworld.Visit})
+	testscript.Main(m, map[string]func(){"sandglass": func() { os.Exit(Main()) }, "manifest": printManifest, "record": recordSession, "visit": testworld.Visit})
 }
 
 var update = flag.Bool("update", false, "write the golden files of the scripts anew")
@@ -30,6 +30,8 @@ var update = flag.Bool("update", false, "write the golden files of the scripts a
 //	code N PROG ARG...   PROG ends with exit code N
 //	daemon-pid VAR       sets VAR to the pid of the daemon
 //	listen VAR           listens on a port until the script ends, and sets VAR to its address
+//
+// and the program record: see [recordSession].
 //
 // A script whose name begins with "box" needs what `sandglass doctor` says that a box needs.
 func TestScripts(t *testing.T) {

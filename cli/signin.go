@@ -66,7 +66,7 @@ func (d *daemon) dashboard(st *store.Store) *http.Server {
 	hub := web.NewHub()
 	d.proj.onFold = func(ds []events.Delivered) { hub.Publish(tick(ds)) }
 	user, _ := os.UserHomeDir()
-	o := web.Options{Source: source{st}, Hub: hub, Auth: d.auth, Version: version(), Home: user, Live: d.proj.live, OnLogin: d.login,
+	o := web.Options{Source: source{st}, Orders: boxOrders{d.home}, Hub: hub, Auth: d.auth, Version: version(), Home: user, Live: d.proj.live, OnLogin: d.login,
 		OnError: func(r *http.Request, err error) { d.journal.Say("dashboard: %s: %s", r.URL.Path, err) }}
 	if host, _, err := net.SplitHostPort(d.l.Addr().String()); err == nil && !isLoopback(d.l.Addr().String()) {
 		o.Hosts = []string{host, hostName()}
@@ -112,6 +112,10 @@ func (s source) Ops(ctx context.Context, q *query.Query, box string, session cor
 		slices.Reverse(page.Cursors)
 	}
 	return page, err
+}
+
+func (s source) Flows(ctx context.Context, box string, session core.SessionID, open bool, before core.OpCursor, limit int) (core.FlowsPage, error) {
+	return s.Store.Flows(ctx, store.FlowFilter{Box: box, Session: session, Open: open, Before: before, Limit: limit})
 }
 
 // login notes that somebody signed in, or tried to.

@@ -9,11 +9,12 @@ import (
 // SessionFold is the state of a session after some of its operations: what a replay
 // shows at one moment, and by the same rules what the projections hold at the end. The
 // zero value is a session before its first operation. It grows with the number of
-// processes, not with that of operations.
+// processes and, up to a bound, of flows; not with that of operations.
 type SessionFold struct {
 	View     SessionView // without what only facts of life tell: host, lost, missing
 	Surfaces map[SurfaceAction]Counts
 	Procs    map[ProcID]*ProcessView
+	flows    flowFold
 }
 
 // SurfaceAction is an action on a surface.
@@ -38,6 +39,9 @@ func (f *SessionFold) Fold(op *Operation) {
 	c := f.Surfaces[k]
 	c.Add(op)
 	f.Surfaces[k] = c
+	if flow := op.Flow(); flow != "" {
+		f.flows.fold(op, flow, maxFlows)
+	}
 	if op.Proc == "" {
 		return
 	}

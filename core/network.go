@@ -106,10 +106,10 @@ func (n *Neighbourhood) PlaceOf(a netip.Addr) Place {
 		return Host
 	case a.IsUnspecified(): // Linux takes it for loopback
 		return Host
-	case within(a, nowherePrefixes):
-		return Nowhere
 	case within(a, lanPrefixes) || within(a, n.OnLink):
 		return LAN
+	case within(a, nowherePrefixes):
+		return Nowhere
 	}
 	if a.Is6() {
 		b := a.As16()

@@ -155,20 +155,30 @@ func (f *FlowView) Fold(op *Operation) {
 			*to = v
 		}
 	}
-	num := func(to *uint64, key string) {
+	num := func(to *uint64, key string) { // what comes late takes nothing back
 		if v, err := strconv.ParseUint(d[key], 10, 63); err == nil {
-			*to = v
+			*to = max(*to, v)
 		}
 	}
 	if f.Start.IsZero() {
-		f.Flow, f.Box, f.Session, f.Start = d["flow"], op.Box, op.Session, op.Time
+		f.Flow, f.Box, f.Session, f.Start, f.Surface = d["flow"], op.Box, op.Session, op.Time, op.Surface
 	}
 	switch op.Action {
 	case ActConnect, ActSend, ActAccept:
 		f.Proc, f.PID, f.Exe, f.Surface, f.Target, f.Verdict, f.Rule, f.Errno = op.Proc, op.PID, op.Exe, op.Surface, op.Target, op.Verdict, op.Rule, op.Errno
 		f.Start, f.Inbound = op.Time, op.Action == ActAccept
-		if f.Errno != "" {
+		switch {
+		case f.Verdict == Blocked:
+			f.End, f.Reason = op.Time, "policy"
+		case f.Errno != "":
 			f.End, f.Reason = op.Time, "refused"
+		}
+	case ActAsk: // it is held; what it becomes comes after
+		if f.Target == "" {
+			f.Proc, f.PID, f.Exe, f.Surface, f.Target, f.Verdict, f.Rule = op.Proc, op.PID, op.Exe, op.Surface, op.Target, op.Verdict, op.Rule
+		}
+		if a := d["answer"]; a != "" && a != "allow" {
+			f.End, f.Reason, f.Verdict = op.Time, "policy", Blocked
 		}
 	case ActIdentify:
 		f.Name, f.Verdict, f.Rule = op.Target, op.Verdict, op.Rule

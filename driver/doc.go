@@ -33,6 +33,7 @@
 //	inside.go    the session's own /proc, read from outside
 //	outside.go   what others of the machine do to the box
 //	control.go   freeze, thaw, kill, another policy: orders to a running session
+//	question.go  what waits for a person's answer
 //	terminal.go  the pty between the caller's terminal and the box's
 //	probe.go     what this machine can do
 package driver

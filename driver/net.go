@@ -83,6 +83,9 @@ func (s *supervisor) ownNet(p peerCall, ap netip.AddrPort, local bool) (answer, 
 	if local {
 		return answer{}, false
 	}
+	if proto != "tcp" && p.act == core.ActConnect {
+		return answer{}, true // it sends nothing: getaddrinfo(3) sorts addresses by it
+	}
 	if sf, rule, refused := s.net.Judge(proto, ap, who); refused {
 		return s.refuse(sf, p.act, ap.String(), rule, syscall.EACCES, core.Detail{"call": p.call.String(), "proto": proto}), true
 	}
@@ -142,25 +145,6 @@ func networkHint(why string) string {
 		return "as root: modprobe tun; in a container, give it " + sys.TunPath
 	}
 	return "`--net none` says that none is wanted"
-}
-
-// Question is a flow of a session that waits for a person's answer.
-type Question = network.Question
-
-// Questions lists what waits for an answer in the sessions of the box of that folder.
-func Questions(dir string) (qs []Question, err error) {
-	refs, err := Running(dir)
-	if err != nil {
-		return nil, err
-	}
-	for _, ref := range refs {
-		out, err := ask(dir, ref.ID, Order{Do: "asks"})
-		if err != nil {
-			continue // it has ended
-		}
-		qs = append(qs, out.Questions...)
-	}
-	return qs, nil
 }
 
 // WriteCapture writes the packets that a session has kept in the file of that name, as one

@@ -29,6 +29,11 @@ var digests = []struct{ name, sql string }{
 	{"buckets", `SELECT x.name, second, allowed, redirected, blocked, leaks FROM buckets n JOIN boxes x ON x.id = n.box ORDER BY x.name, second`},
 	{"paths", `SELECT x.name, t.text, p.last, k.surface, k.action, k.verdict, k.outcome, k.rule, k.errno, k.leak, p.changed, p.allowed, p.redirected, p.blocked, p.leaks
 		FROM paths p JOIN boxes x ON x.id = p.box JOIN targets t ON t.id = p.target JOIN kinds k ON k.id = p.kind ORDER BY x.name, t.text`},
+	{"flows", `SELECT x.name, s.name, f.flow, f.proc, f.pid, e.text, f.surface, f.inbound, f.proto, f.target, f.name, f."by", f.alpn, f.cert, f.verdict, f.rule, f.errno,
+		f.start, f."end", f.reason, f.sent, f.received, f.packets_out, f.packets_in, f.rtt
+		FROM flows f JOIN sessions s ON s.id = f.session JOIN boxes x ON x.id = f.box JOIN exes e ON e.id = f.exe ORDER BY s.name, f.flow`},
+	{"flow totals", "SELECT x.name, s.name, n.flows, n.sent, n.received FROM flow_totals n JOIN boxes x ON x.id = n.box JOIN sessions s ON s.id = n.session ORDER BY s.name, x.name"},
+	{"names", "SELECT x.name, n.name, n.first, n.last, n.n, n.blocked, n.verdict, n.rule, n.rcode, n.types FROM names n JOIN boxes x ON x.id = n.box ORDER BY x.name, n.name"},
 }
 
 const digestOps = `SELECT b.first + o.id - b.id AS seq, o.time, o.pid, p.proc, e.text, k.surface, k.action, k.verdict, k.outcome, k.rule, k.errno, k.leak, t.text, d.body, x.name

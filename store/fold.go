@@ -17,7 +17,7 @@ import (
 
 // foldRules is the version of the code in this file: who changes what it writes adds one,
 // and every database is folded again.
-const foldRules = 1
+const foldRules = 2
 
 // Bounds of what a folder remembers between transactions.
 const (
@@ -25,6 +25,7 @@ const (
 	maxStrings  = 16 << 10
 	maxSessions = 512      // forgotten all at once
 	maxProcs    = 64 << 10 // of all sessions
+	maxFlows    = 64 << 10 // of all sessions: open ones, and those of a transaction
 	maxKinds    = 16 << 10
 )
 
@@ -43,7 +44,8 @@ type folder struct {
 	streams                        map[string]*stream
 	boxes                          map[string]*box
 	sessions                       map[core.SessionID]*session
-	procs                          int // in sessions
+	procs, flows                   int // in sessions
+	names                          int // in boxes
 	nextBox, nextSession, nextProc int64
 
 	kinds      map[kind]*kind
@@ -82,6 +84,8 @@ type box struct {
 	buckets  map[int64]*core.Counts
 	second   int64 // of bucket
 	bucket   *core.Counts
+
+	names *nameList // nil until one is asked for
 }
 
 // session is a row of sessions, with what belongs to it.
@@ -96,6 +100,8 @@ type session struct {
 	first, last      int64
 	gaps             []gap
 	procs            map[core.ProcID]*process
+	flows            map[string]*flow
+	totals           flowTotals
 	dirty, gapsDirty bool
 
 	lastProc *process
@@ -149,7 +155,7 @@ func (f *folder) forget() {
 
 func (f *folder) load() (err error) {
 	f.streams, f.boxes, f.sessions = map[string]*stream{}, map[string]*box{}, map[core.SessionID]*session{}
-	f.procs = 0
+	f.procs, f.flows, f.names = 0, 0, 0
 	f.kinds, f.lately, f.nextKind = map[kind]*kind{}, [4]*kind{}, 1
 	err = f.query(func(row []driver.Value) error {
 		k := scanKind(row)
@@ -219,7 +225,7 @@ func (f *folder) transact(ctx context.Context, fn func() error) (err error) {
 	if err != nil {
 		return err
 	}
-	if v != f.version || len(f.sessions) > maxSessions || f.procs > maxProcs || len(f.kinds) > maxKinds {
+	if v != f.version || len(f.sessions) > maxSessions || f.procs > maxProcs || f.flows > maxFlows || f.names > maxNames || len(f.kinds) > maxKinds {
 		f.forget()
 	}
 	if !f.loaded {
@@ -514,7 +520,7 @@ func (f *folder) op(op *core.Operation, id int64, b *box, s *session, row *batch
 	}
 	var detail int64
 	if len(op.Detail) > 0 {
-		if detail, err = f.detail(op.Detail); err != nil {
+		if detail, err = f.detail(op.Detail, op.Action == core.ActCount); err != nil {
 			return err
 		}
 	}
@@ -551,6 +557,16 @@ func (f *folder) op(op *core.Operation, id int64, b *box, s *session, row *batch
 				}
 				f.path(o, b.id).touch(t, k.id, true)
 			}
+		}
+	}
+	if flow := op.Flow(); flow != "" {
+		if err := f.flow(op, flow, id, s); err != nil {
+			return err
+		}
+	}
+	if op.Asks() {
+		if err := f.name(op, id, b); err != nil {
+			return err
 		}
 	}
 	return f.ops.add(f.conn, id, t, int64(op.PID), p.id, exe, k.id, tg.id, detail)
@@ -700,9 +716,10 @@ func (p *path) touch(t, kind int64, changed bool) {
 // is in the index details_body too.
 const longDetail = 128
 
-func (f *folder) detail(d core.Detail) (int64, error) {
+// once says that it hardly comes twice.
+func (f *folder) detail(d core.Detail, once bool) (int64, error) {
 	f.scratch = appendDetail(f.scratch[:0], d)
-	short := len(f.scratch) <= longDetail
+	short := len(f.scratch) <= longDetail && !once
 	if short {
 		if id, ok := f.details.get(string(f.scratch)); ok {
 			return id, nil
@@ -735,10 +752,10 @@ func (f *folder) flush() error {
 	steps := []func() error{
 		func() error { return f.ops.flush(f.conn) },
 		func() error { return f.batches.flush(f.conn) },
-		func() error { return f.exes.queue.flush(f.conn) },
 		func() error { return f.paths.queue.flush(f.conn) },
 		func() error { return f.newDetails.flush(f.conn) },
 		f.flushPaths, f.flushBoxes, f.flushSessions, f.flushStreams,
+		func() error { return f.exes.queue.flush(f.conn) }, // flows may have added to it
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {
@@ -780,6 +797,9 @@ func (f *folder) flushBoxes() error {
 			return err
 		}
 		b.dirty = false
+		if err := f.flushNames(b); err != nil {
+			return err
+		}
 		if b.txn != f.txn {
 			continue
 		}
@@ -855,6 +875,9 @@ func (f *folder) flushSession(s *session) error {
 		}
 	}
 	s.lastProc = nil
+	if err := f.flushFlows(s); err != nil {
+		return err
+	}
 	for k, n := range s.counters {
 		if _, err := f.exec("INSERT INTO counters VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET n = n + excluded.n", s.id, k, n); err != nil {
 			return err

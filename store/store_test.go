@@ -265,8 +265,35 @@ func (r random) realistic() core.Operation {
 	if r.IntN(2) == 0 {
 		op.Target = "/" + op.Target
 	}
+	if r.IntN(3) == 0 {
+		return r.network(op)
+	}
 	if r.IntN(4) == 0 {
 		op.Detail = core.Detail{"to": "/" + r.text(), "pproc": "2", "code": r.pick([]string{"0", "1", "x"}), "argv": r.text(), "policy": r.text()}
+	}
+	return op
+}
+
+// network makes an operation of a flow, or a question for a name, of op.
+func (r random) network(op core.Operation) core.Operation {
+	if r.IntN(4) == 0 {
+		op.Surface, op.Action = core.NetDNS, core.ActResolve
+		op.Target = r.pick([]string{"a.example", "b.example", "c.example", "x\xff", op.Target})
+		op.Detail = core.Detail{"type": r.pick([]string{"A", "AAAA", "TXT", r.text()}), "rcode": r.pick([]string{"NOERROR", "NXDOMAIN"})}
+		return op
+	}
+	op.Surface = []core.Surface{core.NetOut, core.IPCLoopback, core.NetIn}[r.IntN(3)]
+	op.Action = []core.Action{core.ActConnect, core.ActSend, core.ActAccept, core.ActIdentify, core.ActCount, core.ActCount, core.ActCount, core.ActClose, core.ActAsk}[r.IntN(9)]
+	op.Detail = core.Detail{"flow": fmt.Sprint(1 + r.IntN(40))}
+	for _, k := range []string{"sent", "received", "packets_out", "packets_in", "rtt_us"} {
+		if r.IntN(2) == 0 {
+			op.Detail[k] = r.pick([]string{fmt.Sprint(r.IntN(1e6)), fmt.Sprint(r.IntN(100)), "-1", "x", ""})
+		}
+	}
+	for _, k := range []string{"proto", "name", "by", "alpn", "cert", "reason", "answer"} {
+		if r.IntN(4) == 0 {
+			op.Detail[k] = r.text()
+		}
 	}
 	return op
 }
@@ -399,6 +426,14 @@ func TestAFoldIsTheFoldOfCore(t *testing.T) {
 			t.Fatal(err)
 		}
 		w := f.View
+		want := f.Flows()
+		page, err := s.Flows(t.Context(), FlowFilter{Session: id})
+		byNumber := func(a, b core.FlowView) int { return strings.Compare(a.Flow, b.Flow) }
+		slices.SortFunc(want, byNumber)
+		slices.SortFunc(page.Flows, byNumber)
+		if err != nil || len(want) < 20 || !reflect.DeepEqual(page.Flows, want) {
+			t.Errorf("flows of %s\n%+v, want\n%+v, %v", id, page.Flows, want, err)
+		}
 		if v.Counts != w.Counts || v.Procs != w.Procs || v.Command != w.Command || v.End != w.End || v.Exit != w.Exit || v.Policy != w.Policy {
 			t.Errorf("session %s\n%+v, want\n%+v", id, v, w)
 		}

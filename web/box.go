@@ -129,6 +129,7 @@ type boxView struct {
 	more     bool    // the source stopped before it had seen everything
 	older    string  // addresses of the neighbouring windows; "" when there is none
 	newer    string
+	network  netView
 }
 
 // opRow is an operation in the list.
@@ -326,6 +327,9 @@ func (s *site) box(w http.ResponseWriter, r *http.Request) {
 		err = s.readSide(ctx, &v)
 	}
 	if err == nil {
+		err = s.readNetwork(ctx, &v)
+	}
+	if err == nil {
 		err = s.readWindow(ctx, &v, &alarms{})
 	}
 	if err != nil {
@@ -379,7 +383,14 @@ func (s *site) boxLive(w http.ResponseWriter, r *http.Request) {
 		if err := s.readSide(ctx, &v); err != nil {
 			return nil, err
 		}
-		return []part{{"procs", procsPart(v)}, {"surfaces", surfacesPart(v)}, {"sessions", sessionsPart(v)}}, nil
+		if err := s.readNetwork(ctx, &v); err != nil {
+			return nil, err
+		}
+		parts := []part{{"procs", procsPart(v)}, {"names", namesPart(v)}, {"surfaces", surfacesPart(v)}, {"sessions", sessionsPart(v)}}
+		if f.keeps() && !fixed {
+			parts = append(parts, part{"network", networkPart(v)})
+		}
+		return parts, nil
 	}})
 }
 

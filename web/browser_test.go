@@ -251,6 +251,38 @@ func BenchmarkBlockedOnScreen(b *testing.B) {
 	}
 }
 
+func TestFlowsAppearWhileThePageIsOpenAndAreCut(t *testing.T) {
+	m := online()
+	srv := start(t, m)
+	b := browse(t, srv)
+	b.run(t, b.visit("/boxes/default", ""), see(`document.querySelectorAll("#network tr.open").length === 6`))
+	op := func(a core.Action, kv ...string) {
+		o := core.Operation{Seq: 3000, Time: time.Now(), Box: "default", Session: demoSession, Proc: "6", PID: 6, Exe: "/usr/bin/node", Surface: core.NetOut, Action: a,
+			Target: "203.0.113.200:443", Verdict: core.Allowed, Rule: "test", Detail: core.Detail{"flow": "99"}}
+		for i := 0; i < len(kv); i += 2 {
+			o.Detail[kv[i]] = kv[i+1]
+		}
+		m.add(o)
+		hubOf(srv).Publish(Tick{Boxes: []string{"default"}})
+	}
+	op(core.ActConnect, "proto", "tcp", "name", "new.example", "by", "dns")
+	const line = `#network tr.open:first-child`
+	b.run(t, see(`document.querySelector("`+line+` .c-to a").textContent === "new.example"`))
+	op(core.ActCount, "sent", "2048", "received", "5000000")
+	b.run(t, see(`document.querySelector("`+line+` .c-size").textContent.includes("2.0")`), see(`document.querySelector("`+line+` .c-size + .c-size").title.startsWith("5\u202f000\u202f000 bytes")`))
+
+	b.run(t, chromedp.Click(chromedp.CSS(line+` button`)), see(`document.querySelector(".said")?.textContent === "Flow 99 was cut."`), see(`location.pathname === "/boxes/default"`))
+	if got, want := siteOf(srv).orders.taken(), "cut default "+string(demoSession)+" 99"; len(got) != 1 || got[0] != want {
+		t.Errorf("ordered %q, want %q", got, want)
+	}
+	b.run(t, see(`document.querySelector("#live[data-state=live]")`))
+	op(core.ActClose, "reason", "cut")
+	b.run(t, see(`document.querySelectorAll("#network tr.open").length === 6`), see(`[...document.querySelectorAll("#network tr:not(.open)")].some(r => r.textContent.includes("new.example") && r.querySelector(".c-end").textContent.includes("cut"))`))
+	if c := b.complaints(); c != nil {
+		t.Errorf("the browser complained: %q", c)
+	}
+}
+
 func TestBoxesAreLive(t *testing.T) {
 	m := demo()
 	srv := start(t, m)
@@ -295,6 +327,12 @@ func TestAPageSaysThatItsSessionEnded(t *testing.T) {
 	srv.CloseClientConnections()
 	b.run(t, see(`document.querySelector("#live[data-state=lost]")?.textContent.includes("signed out")`), see(`!document.querySelector("#stream")`),
 		chromedp.Reload(), see(`document.querySelector("h1").textContent === "Sign in"`))
+}
+
+func TestTheButtonSignsOut(t *testing.T) {
+	srv := start(t, demo())
+	b := browse(t, srv)
+	b.run(t, b.visit("/", ""), chromedp.Click(chromedp.CSS(`form[action="/sign-out"] button`)), see(`location.pathname === "/sign-in" && document.querySelector("h1")?.textContent === "Sign in"`))
 }
 
 func TestKeysWork(t *testing.T) {
@@ -342,6 +380,34 @@ func TestTheThemeCanBeChosenAndStays(t *testing.T) {
 		see(`document.cookie === "" || document.cookie.includes("sandglass_theme=dark")`),
 		chromedp.Reload(), see(`document.querySelector("html.js")`), ground(dark),
 		chromedp.Click(chromedp.CSS(`#theme [value=light]`)), ground(light))
+	if c := b.complaints(); c != nil {
+		t.Errorf("the browser complained: %q", c)
+	}
+}
+
+func TestHostileFlowsBreakNothingOnTheScreen(t *testing.T) {
+	m := online()
+	for i, name := range hostile {
+		m.add(core.Operation{Seq: core.Seq(9000 + i), Time: time.Now(), Box: "default", Session: demoSession, Proc: core.ProcID(name), PID: 6, Exe: name, Surface: core.NetOut, Action: core.ActConnect, Target: name,
+			Verdict: core.Allowed, Rule: name, Detail: core.Detail{"flow": fmt.Sprint("9", i, name), "proto": name, "name": name, "alpn": name, "cert": name, "by": name}})
+		m.add(core.Operation{Seq: core.Seq(9100 + i), Time: time.Now(), Box: "default", Session: demoSession, Surface: core.NetDNS, Action: core.ActResolve, Target: name, Rule: name,
+			Detail: core.Detail{"type": name, "rcode": name}})
+	}
+	srv := start(t, m)
+	b := browse(t, srv)
+	for _, path := range []string{"/boxes/default", "/boxes/default/network"} {
+		for _, width := range []int64{1440, 390} {
+			b.run(t, chromedp.EmulateViewport(width, 900), b.visit(path, ""),
+				see(`document.documentElement.scrollWidth <= innerWidth`),
+				see(`!document.querySelector("#network script, #network img, #network svg, #network [onclick], #network [style], #names script, #names img, #names svg, #names [onclick]")`),
+				see(`document.querySelectorAll("#network tbody tr").length >= 10 && document.querySelectorAll("#names tbody tr").length >= 12`))
+			for _, rows := range []string{"#network tr.flow", "#names tbody tr"} { // no line is higher than the others, whatever it names
+				if heights := get[string](t, b, `[...new Set([...document.querySelectorAll("`+rows+`")].map(s => Math.round(s.getBoundingClientRect().height)))].join(" ")`); rows == "#network tr.flow" && path == "/boxes/default" && strings.Contains(heights, " ") {
+					t.Errorf("%s, %d wide, %s have the heights %s", path, width, rows, heights)
+				}
+			}
+		}
+	}
 	if c := b.complaints(); c != nil {
 		t.Errorf("the browser complained: %q", c)
 	}

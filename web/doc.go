@@ -4,8 +4,8 @@
 // What comes in: requests from a browser, and word from the daemon that something
 // changed ([Hub.Publish]). What goes out: HTML that reads well without JavaScript, and
 // one event stream a tab over which the parts of the page that changed are sent again.
-// It reads what it shows from a [Source] and keeps nothing but who is signed in
-// ([Auth]).
+// It reads what it shows from a [Source], hands what a button asks for to [Orders], and
+// keeps nothing but who is signed in ([Auth]).
 //
 // # The one idea to know
 //

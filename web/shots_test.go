@@ -5,14 +5,19 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/chromedp/chromedp"
+
+	"github.com/sandglass/sandglass/core"
 )
 
-// TestShots saves pictures of every page, to be looked at: SANDGLASS_SHOTS=dir.
+// TestShots saves pictures of every page, to be looked at: SANDGLASS_SHOTS=dir. With
+// SANDGLASS_SHOTS_OF=prefix only of some.
 func TestShots(t *testing.T) {
-	dir := os.Getenv("SANDGLASS_SHOTS")
+	dir, only := os.Getenv("SANDGLASS_SHOTS"), os.Getenv("SANDGLASS_SHOTS_OF")
 	if dir == "" {
 		t.Skip("SANDGLASS_SHOTS names no folder")
 	}
@@ -25,6 +30,14 @@ func TestShots(t *testing.T) {
 	}
 	crowd := start(t, many)
 	empty := start(t, &memory{})
+	net := start(t, online())
+	badly := online()
+	for i, name := range hostile {
+		badly.add(core.Operation{Seq: core.Seq(9000 + i), Time: time.Now(), Box: "default", Session: demoSession, Proc: "6", PID: 6, Exe: name, Surface: core.NetOut, Action: core.ActConnect, Target: name,
+			Verdict: core.Allowed, Rule: name, Detail: core.Detail{"flow": fmt.Sprint(100 + i), "proto": name, "name": name, "alpn": name, "cert": name}})
+		badly.add(core.Operation{Seq: core.Seq(9100 + i), Time: time.Now(), Box: "default", Session: demoSession, Surface: core.NetDNS, Action: core.ActResolve, Target: name, Detail: core.Detail{"type": name, "rcode": name}})
+	}
+	hostileNet := start(t, badly)
 	session := string(demoSession)
 	open := eval(`document.querySelector(".op-leak details").open = true`)
 	for _, p := range []struct {
@@ -42,11 +55,18 @@ func TestShots(t *testing.T) {
 		{"box-blocked", full, "/boxes/default?q=verdict:blocked", nil},
 		{"box-error", full, "/boxes/default?q=verdict:blocked+surface:files.*+or+verdict:maybe+exe:node", nil},
 		{"box-nothing", full, "/boxes/default?q=verdict:blocked+nowhere", nil},
+		{"network", net, "/boxes/default", nil},
+		{"network-all", net, "/boxes/default/network", nil},
+		{"network-hostile", hostileNet, "/boxes/default", nil},
+		{"network-said", net, "/boxes/default", chromedp.Steps(chromedp.Click(chromedp.CSS("#network tr.open button")), see(`document.querySelector(".said")`))},
 		{"box-no-ops", full, "/boxes/build", nil},
 		{"box-syntax", full, "/boxes/default", chromedp.Click(chromedp.CSS(".syntax summary"))},
 		{"not-found", full, "/boxes/nowhere", nil},
 		{"sign-in", full, "/sign-in?token=wrong", nil},
 	} {
+		if !strings.HasPrefix(p.name, only) {
+			continue
+		}
 		for _, theme := range []string{"light", "dark"} {
 			for _, width := range []int64{1440, 1024, 390} {
 				if p.do == nil && theme == "dark" && width == 1024 {

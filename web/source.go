@@ -28,4 +28,12 @@ type Source interface {
 	Ops(ctx context.Context, q *query.Query, box string, session core.SessionID, before, after core.OpCursor, limit int) (core.OpsPage, error)
 	// Counts returns the counters of a box, or of one session of it.
 	Counts(ctx context.Context, box string, session core.SessionID) ([]core.SurfaceCount, error)
+	// Flows returns flows of a box or of one of its sessions, the one that was opened last
+	// first: all, or those that are open; with before, those that are older.
+	Flows(ctx context.Context, box string, session core.SessionID, open bool, before core.OpCursor, limit int) (core.FlowsPage, error)
+	// FlowTotals returns what the flows of a box come to, or of one session of it.
+	FlowTotals(ctx context.Context, box string, session core.SessionID) (core.FlowTotals, error)
+	// Names returns the names that a box asked for, the last first, at most limit of them,
+	// and how many there are.
+	Names(ctx context.Context, box string, limit int) ([]core.NameView, int, error)
 }

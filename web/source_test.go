@@ -18,7 +18,9 @@ type memory struct {
 	sessions []core.SessionView
 	procs    []core.ProcessView
 	ops      []core.Operation // the cursor is the index plus one
-	err      error            // that every read ends in
+	flows    []core.FlowView  // as they were opened; the same
+	names    []core.NameView
+	err      error // that every read ends in
 }
 
 func (m *memory) lock() (func(), error) { m.mu.Lock(); return m.mu.Unlock, m.err }
@@ -125,11 +127,74 @@ func (m *memory) Counts(_ context.Context, box string, session core.SessionID) (
 	return counts, err
 }
 
+func (m *memory) Flows(_ context.Context, box string, session core.SessionID, open bool, before core.OpCursor, limit int) (core.FlowsPage, error) {
+	unlock, err := m.lock()
+	defer unlock()
+	var p core.FlowsPage
+	for i, f := range slices.Backward(m.flows) {
+		c := core.OpCursor(i + 1)
+		if f.Box != box || session != "" && f.Session != session || open && !f.End.IsZero() || before != 0 && c >= before {
+			continue
+		}
+		if len(p.Flows) == limit {
+			p.More = true
+			break
+		}
+		p.Flows, p.Cursors = append(p.Flows, f), append(p.Cursors, c)
+	}
+	return p, err
+}
+
+func (m *memory) FlowTotals(_ context.Context, box string, session core.SessionID) (t core.FlowTotals, err error) {
+	unlock, err := m.lock()
+	defer unlock()
+	for _, f := range m.flows {
+		if f.Box != box || session != "" && f.Session != session {
+			continue
+		}
+		t.Flows++
+		if f.End.IsZero() {
+			t.Open++
+		}
+		t.Sent, t.Received = t.Sent+f.Sent, t.Received+f.Received
+	}
+	return t, err
+}
+
+func (m *memory) Names(_ context.Context, box string, limit int) (ns []core.NameView, all int, err error) {
+	unlock, err := m.lock()
+	defer unlock()
+	for _, n := range m.names {
+		if n.Box != box {
+			continue
+		}
+		if all++; len(ns) < limit {
+			ns = append(ns, n)
+		}
+	}
+	slices.SortStableFunc(ns, func(a, b core.NameView) int { return b.Last.Compare(a.Last) })
+	return ns, all, err
+}
+
 // add records an operation as the projections would.
 func (m *memory) add(op core.Operation) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.ops = append(m.ops, op)
+	if n := op.Flow(); n != "" {
+		i := slices.IndexFunc(m.flows, func(f core.FlowView) bool { return f.Session == op.Session && f.Flow == n })
+		if i < 0 {
+			i, m.flows = len(m.flows), append(m.flows, core.FlowView{})
+		}
+		m.flows[i].Fold(&op)
+	}
+	if op.Asks() {
+		i := slices.IndexFunc(m.names, func(n core.NameView) bool { return n.Box == op.Box && n.Name == op.Target })
+		if i < 0 {
+			i, m.names = len(m.names), append(m.names, core.NameView{})
+		}
+		m.names[i].Fold(&op)
+	}
 	for i := range m.boxes {
 		if m.boxes[i].Name == op.Box {
 			m.boxes[i].Counts.Add(&op)
@@ -232,6 +297,54 @@ func demo() *memory {
 	m.sessions[1].Counts.Leaks++
 	op("91", "/usr/bin/unshare", core.SystemKernel, core.ActMount, "/proc/sys/kernel/core_pattern", core.Blocked, core.Detail{"call": "mount", "source": "none", "fstype": "tmpfs"})
 	op("2", "/usr/bin/node", core.FilesWrite, core.ActRename, "/home/ann/project/package-lock.json.tmp", core.Redirected, core.Detail{"to": "/home/ann/project/package-lock.json"})
+	return m
+}
+
+// online is demo in which the package that was installed also reached out.
+func online() *memory {
+	m := demo()
+	seq, at := m.ops[len(m.ops)-1].Seq, m.ops[len(m.ops)-1].Time
+	op := func(proc, exe string, s core.Surface, a core.Action, target string, v core.Verdict, errno string, kv ...string) {
+		seq++
+		at = at.Add(83 * time.Millisecond)
+		o := core.Operation{Seq: seq, Time: at, Box: "default", Session: demoSession, Proc: core.ProcID(proc), Exe: exe, Surface: s, Action: a, Target: target, Verdict: v, Errno: errno,
+			Outcome: core.Performed, Rule: core.DefaultPolicy + ": net.out", Detail: core.Detail{}}
+		_, _ = fmt.Sscan(proc, &o.PID)
+		for i := 0; i < len(kv); i += 2 {
+			o.Detail[kv[i]] = kv[i+1]
+		}
+		m.add(o)
+	}
+	const node, git = "/usr/bin/node", "/usr/bin/git"
+	ask := func(name string, v core.Verdict, rcode string, types ...string) {
+		for _, t := range types {
+			op("6", node, core.NetDNS, core.ActResolve, name, v, "", "type", t, "rcode", rcode, "answers", t+" 203.0.113.5")
+		}
+	}
+	ask("registry.npmjs.org", core.Allowed, "NOERROR", "A", "AAAA", "A", "HTTPS")
+	ask("github.com", core.Allowed, "NOERROR", "A", "AAAA")
+	ask("telemetry.left-pad.example", core.Blocked, "NXDOMAIN", "A", "AAAA", "A")
+	ask("wpad", core.Allowed, "NXDOMAIN", "A")
+	ask("aGVsbG8gd29ybGQgdGhpcyBpcyBzZWNyZXQ.aGVsbG8gd29ybGQgdGhpcyBpcyBzZWNyZXQ.aGVsbG8gd29ybGQ.x.example", core.Allowed, "NOERROR", "TXT")
+	for i := range 14 {
+		n := fmt.Sprint(i + 1)
+		op("2", node, core.NetOut, core.ActConnect, fmt.Sprintf("104.16.%d.34:443", i), core.Allowed, "", "flow", n, "proto", "tcp", "name", "registry.npmjs.org", "by", "dns")
+		op("2", node, core.NetOut, core.ActIdentify, "registry.npmjs.org", core.Allowed, "", "flow", n, "by", "tls", "alpn", "h2")
+		if i < 11 {
+			op("2", node, core.NetOut, core.ActClose, fmt.Sprintf("104.16.%d.34:443", i), core.Allowed, "", "flow", n, "sent", fmt.Sprint(1871+i*91), "received", fmt.Sprint(i*i*82111+4000),
+				"packets_out", fmt.Sprint(12+i), "packets_in", fmt.Sprint(20+i*60), "rtt_us", fmt.Sprint(11250+i*100), "reason", "fin")
+		}
+	}
+	op("2", node, core.NetOut, core.ActCount, "104.16.12.34:443", core.Allowed, "", "flow", "13", "sent", "20480", "received", "734003200", "packets_out", "91022", "packets_in", "512001", "rtt_us", "9871")
+	op("10", git, core.NetOut, core.ActConnect, "140.82.121.4:22", core.Allowed, "", "flow", "20", "proto", "tcp", "name", "github.com", "by", "dns")
+	op("6", node, core.NetOut, core.ActConnect, "198.51.100.77:8443", core.Allowed, "ECONNREFUSED", "flow", "21", "proto", "tcp")
+	op("6", node, core.NetOut, core.ActSend, "[2001:db8:1234:5678:9abc:def0:1234:5678]:443", core.Allowed, "", "flow", "22", "proto", "udp", "sent", "1200", "packets_out", "1")
+	op("6", node, core.NetOut, core.ActConnect, "203.0.113.9:443", core.Allowed, "", "flow", "23", "proto", "tcp")
+	op("6", node, core.NetOut, core.ActIdentify, "telemetry.left-pad.example", core.Blocked, "", "flow", "23", "by", "tls", "alpn", "http/1.1")
+	op("6", node, core.NetOut, core.ActClose, "203.0.113.9:443", core.Blocked, "", "flow", "23", "sent", "517", "packets_out", "3", "packets_in", "1", "reason", "policy")
+	op("", "", core.NetIn, core.ActAccept, "127.0.0.1:8080", core.Allowed, "", "flow", "24", "proto", "tcp", "from", "127.0.0.1:51234", "sent", "88123", "received", "402", "packets_out", "70", "packets_in", "9")
+	op("6", node, core.NetOut, core.ActConnect, "10.0.0.1:80", core.Blocked, "EACCES", "proto", "tcp")
+	op("6", node, core.NetOut, core.ActConnect, "169.254.169.254:80", core.Blocked, "EACCES", "proto", "tcp")
 	return m
 }
 

@@ -20,6 +20,7 @@ import (
 // Options is what the dashboard needs.
 type Options struct {
 	Source  Source
+	Orders  Orders // nil: the pages only show
 	Hub     *Hub
 	Auth    *Auth
 	Version string
@@ -82,6 +83,9 @@ func New(o Options) http.Handler {
 			r.Get("/live", s.boxesLive)
 			r.Get("/boxes/{box}", s.box)
 			r.Get("/boxes/{box}/live", s.boxLive)
+			r.Get("/boxes/{box}/network", s.networkPage)
+			r.Post("/boxes/{box}/cut", s.cut)
+			r.Post("/boxes/{box}/offline", s.offline)
 		})
 	})
 	return r
@@ -140,6 +144,8 @@ type chrome struct {
 	signedIn bool
 	live     string // address of the event stream; "" for a page without
 	stale    string // why what is shown is not up to date; "" when it is
+	said     string // what became of what was ordered last; "" on most pages
+	saidBad  bool   // it failed
 }
 
 func (s *site) chrome(r *http.Request, title string) chrome {
@@ -158,6 +164,7 @@ func (s *site) chrome(r *http.Request, title string) chrome {
 func (s *site) member(r *http.Request, title, live string) chrome {
 	c := s.chrome(r, title)
 	c.signedIn, c.live = true, live
+	c.said, c.saidBad = s.auth.said(r)
 	if ok, why := s.Live(); !ok {
 		c.stale = why
 	}

@@ -34,6 +34,38 @@ type running struct {
 	why     string
 	logins  []bool
 	errs    []error
+	orders  recorder
+}
+
+// recorder takes orders and does what can be done in a test: it writes them down.
+type recorder struct {
+	mu   sync.Mutex
+	all  []string
+	fail error
+}
+
+func (r *recorder) Cut(_ context.Context, box string, session core.SessionID, flow string) error {
+	return r.take("cut", box, string(session), flow)
+}
+
+func (r *recorder) Block(_ context.Context, box, rule string) error {
+	return r.take("block", box, rule)
+}
+
+func (r *recorder) take(words ...string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.all = append(r.all, strings.Join(words, " "))
+	return r.fail
+}
+
+// taken returns what was ordered since it was asked last.
+func (r *recorder) taken() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := r.all
+	r.all = nil
+	return all
 }
 
 // told returns the sign-ins and the errors that were reported so far.
@@ -60,7 +92,7 @@ func sessionCookie(srv *httptest.Server) string {
 func start(t testing.TB, src Source) *httptest.Server {
 	t.Helper()
 	s := &running{auth: NewAuth(), hub: NewHub()}
-	h := New(Options{Source: src, Hub: s.hub, Auth: s.auth, Version: "test", Home: "/home/ann",
+	h := New(Options{Source: src, Orders: &s.orders, Hub: s.hub, Auth: s.auth, Version: "test", Home: "/home/ann",
 		Live:    func() (bool, string) { s.mu.Lock(); defer s.mu.Unlock(); return s.why == "", s.why },
 		OnLogin: func(ok bool, _ string) { s.mu.Lock(); defer s.mu.Unlock(); s.logins = append(s.logins, ok) },
 		OnError: func(_ *http.Request, err error) { s.mu.Lock(); defer s.mu.Unlock(); s.errs = append(s.errs, err) },
@@ -375,7 +407,7 @@ func TestEveryAnswerIsSecured(t *testing.T) {
 		if nonce == nil || len(nonce[1]) < 22 || strings.Contains(csp, "unsafe") || !strings.Contains(csp, "default-src 'none'") || !strings.Contains(csp, "frame-ancestors 'none'") {
 			t.Fatalf("%s: the policy is %q", path, csp)
 		}
-		for k, v := range map[string]string{"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store", "X-Frame-Options": "DENY"} {
+		for k, v := range map[string]string{"X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin", "Cache-Control": "no-store", "X-Frame-Options": "DENY"} {
 			if r.Header.Get(k) != v {
 				t.Errorf("%s: %s is %q", path, k, r.Header.Get(k))
 			}
@@ -414,13 +446,14 @@ func TestHostileNamesAreShownAsWhatTheyAre(t *testing.T) {
 }
 
 func TestEveryLinkOfAPageLeadsSomewhere(t *testing.T) {
-	srv := start(t, demo())
+	srv := start(t, online())
+	posts := []string{"/theme", "/sign-out", "/boxes/default/cut", "/boxes/default/offline"}
 	href := regexp.MustCompile(`(?:href|src|action|data-url)="([^"]*)"`)
 	seen := map[string]bool{}
-	for _, page := range []string{"/", "/boxes/default", "/boxes/default?q=verdict:redirected&session=" + string(demoSession)} {
+	for _, page := range []string{"/", "/boxes/default", "/boxes/default/network", "/boxes/default?q=verdict:redirected&session=" + string(demoSession)} {
 		for _, m := range href.FindAllStringSubmatch(text(t, do(t, srv, http.MethodGet, page, nil)), -1) {
 			u := strings.NewReplacer("&amp;", "&", "&#34;", `"`, "&#39;", "'").Replace(m[1])
-			if seen[u] || strings.HasPrefix(u, "#") || u == "/theme" || u == "/sign-out" {
+			if seen[u] || strings.HasPrefix(u, "#") || slices.Contains(posts, u) {
 				continue
 			}
 			seen[u] = true
@@ -629,7 +662,7 @@ func TestAStreamBeginsWithEverythingAndSendsWhatChanged(t *testing.T) {
 		}
 		return ids
 	}
-	for _, want := range [][]string{{"summary", "alarms", "ops"}, {"procs", "surfaces", "sessions"}} {
+	for _, want := range [][]string{{"summary", "alarms", "ops"}, {"procs", "names", "surfaces", "sessions", "network"}} {
 		event, id, data := next()
 		if event != "" || id != "41" || !slices.Equal(parts(data), want) {
 			t.Errorf("then came %q with id %q and %q, not %q", event, id, parts(data), want)

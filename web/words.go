@@ -115,3 +115,11 @@ func procTitle(p procRow) string {
 	s, _ := cut(p.Exe, 300)
 	return visibleText(s)
 }
+
+// saidRole has a failure interrupt who listens to the page.
+func saidRole(c chrome) string {
+	if c.saidBad {
+		return "alert"
+	}
+	return "status"
+}

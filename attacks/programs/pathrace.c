@@ -2,11 +2,13 @@
    outside. Either may be opened; the one outside must stay as it is. */
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <string.h>
 #include <unistd.h>
 
 static char path[4096], own[4096], victim[4096];
 static volatile int over;
+static volatile long rounds; /* of the rewriter: a busy machine may let it wait */
 
 /* Without it the compiler drops the first of two writes to one place. */
 #define BARRIER __asm__ volatile("" ::: "memory")
@@ -17,6 +19,7 @@ static void *rewrite(void *unused) {
 		BARRIER;
 		memcpy(path, victim, sizeof path);
 		BARRIER;
+		rounds++;
 	}
 	return unused;
 }
@@ -27,7 +30,9 @@ int main(int argc, char **argv) {
 	strncpy(victim, argv[2], sizeof victim - 1);
 	memcpy(path, own, sizeof path);
 	pthread_create(&t, 0, rewrite, 0);
-	for (int i = 0; i < 400; i++) {
+	while (rounds == 0) sched_yield();
+	long from = rounds;
+	for (int i = 0; i < 400 || (rounds - from < 100000 && i < 100000); i++) {
 		int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0600);
 		if (fd >= 0) {
 			if (write(fd, "attacked", 8) < 0) return 1;

@@ -1,6 +1,7 @@
 /* F1, F2, E3: a thread rewrites the address of a datagram while sendto(2) is looked at: a
    socket of one's own by its path, then a server outside, @ and an abstract name or a path. */
 #include <pthread.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -8,6 +9,7 @@
 
 static struct sockaddr_un own, victim, address;
 static volatile int over;
+static volatile long rounds; /* of the rewriter: a busy machine may let it wait */
 
 /* Without it the compiler drops the first of two writes to one place. */
 #define BARRIER __asm__ volatile("" ::: "memory")
@@ -18,6 +20,7 @@ static void *rewrite(void *unused) {
 		BARRIER;
 		memcpy(&address, &victim, sizeof address);
 		BARRIER;
+		rounds++;
 	}
 	return unused;
 }
@@ -34,7 +37,9 @@ int main(int argc, char **argv) {
 	if (argv[2][0] == '@') victim.sun_path[0] = 0;
 	if (bind(server, (void *)&own, sizeof own)) return 1;
 	pthread_create(&t, 0, rewrite, 0);
-	for (int i = 0; i < 3000; i++) {
+	while (rounds == 0) sched_yield();
+	long from = rounds;
+	for (int i = 0; i < 3000 || (rounds - from < 100000 && i < 100000); i++) {
 		int fd = socket(AF_UNIX, SOCK_DGRAM, 0);
 		sent += sendto(fd, "attacked", 8, MSG_DONTWAIT, (void *)&address, size) > 0;
 		close(fd);

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/driver/sys"
 )
 
 // Question is a flow that waits for a person's answer.
@@ -70,7 +71,7 @@ func (n *Network) ask(f *flow, d core.FlowDecision) core.FlowDecision {
 		timer := time.AfterFunc(askPatience, func() { n.settle(q.ID, false, "timeout") })
 		n.asks.mu.Unlock()
 		defer timer.Stop()
-		n.logAsk(f, v.surface, q, "", core.Blocked, d.Rule)
+		n.logAsk(f, &v, q, "", d.Rule)
 	} else {
 		n.asks.mu.Unlock()
 	}
@@ -79,22 +80,26 @@ func (n *Network) ask(f *flow, d core.FlowDecision) core.FlowDecision {
 	case <-f.ctx.Done():
 		return core.FlowDecision{Stance: core.Block, Rule: "ended while it waited for an answer"}
 	}
-	verdict, stance := core.Blocked, core.Block
+	stance := core.Block
 	if q.allow {
-		verdict, stance = core.Allowed, core.Allow
+		stance = core.Allow
 	}
-	n.logAsk(f, v.surface, q, q.how, verdict, d.Rule)
+	n.logAsk(f, &v, q, q.how, d.Rule)
 	return core.FlowDecision{Stance: stance, Rule: d.Rule + ", answered: " + q.how}
 }
 
-func (n *Network) logAsk(f *flow, sf core.Surface, q *waitingAsk, answer string, v core.Verdict, rule string) {
+// logAsk logs that a person is asked, or what the answer was.
+func (n *Network) logAsk(f *flow, v *described, q *waitingAsk, answer, rule string) {
 	d := core.Detail{"ask": q.ID, "proto": q.Proto, "answer": answer}
 	if q.Name != "" {
 		d["name"] = q.Name
 	}
-	op := &core.Operation{Surface: sf, Action: core.ActAsk, Target: q.Target, Verdict: v, Outcome: core.Performed, Rule: rule, Detail: d}
-	if answer == "" {
+	op := &core.Operation{Surface: v.surface, Action: core.ActAsk, Target: q.Target, Verdict: core.Allowed, Outcome: core.Performed, Rule: rule, Detail: d}
+	switch {
+	case answer == "":
 		op.Outcome = core.Attempted
+	case !q.allow:
+		op.Verdict, op.Outcome, op.Errno = core.Blocked, core.Refused, sys.ErrnoName(v.refusal())
 	}
 	n.log(f.owner.by(op))
 }

@@ -232,8 +232,8 @@ const (
 	directionOut = 2
 )
 
-// block appends a block whose body f appends.
-func block(b []byte, kind uint32, f func([]byte) []byte) []byte {
+// appendBlock appends a block whose body f appends.
+func appendBlock(b []byte, kind uint32, f func([]byte) []byte) []byte {
 	le, at := binary.LittleEndian, len(b)
 	b = le.AppendUint32(le.AppendUint32(b, kind), 0)
 	b = f(b)
@@ -242,34 +242,34 @@ func block(b []byte, kind uint32, f func([]byte) []byte) []byte {
 	return le.AppendUint32(b, size)
 }
 
-func option(b []byte, code int, value string) []byte {
+func appendOption(b []byte, code int, value string) []byte {
 	le := binary.LittleEndian
 	b = le.AppendUint16(le.AppendUint16(b, uint16(code)), uint16(len(value)))
-	return padded(b, value)
+	return appendPadded(b, value)
 }
 
-// padded appends value and fills up to a multiple of four.
-func padded[T string | []byte](b []byte, value T) []byte {
+// appendPadded appends value and fills up to a multiple of four.
+func appendPadded[T string | []byte](b []byte, value T) []byte {
 	return append(append(b, value...), "\x00\x00\x00"[:-len(value)&3]...)
 }
 
-func optionsEnd(b []byte) []byte { return append(b, 0, 0, 0, 0) }
+func endOptions(b []byte) []byte { return append(b, 0, 0, 0, 0) }
 
 func sectionHeader() []byte {
 	le := binary.LittleEndian
-	b := block(nil, blockSection, func(b []byte) []byte {
+	b := appendBlock(nil, blockSection, func(b []byte) []byte {
 		b = le.AppendUint32(b, 0x1A2B3C4D) // the order of bytes
 		b = le.AppendUint16(le.AppendUint16(b, 1), 0)
 		b = le.AppendUint64(b, 1<<64-1) // how long the section is, is not said
-		b = option(b, optHardware, runtime.GOARCH)
-		b = option(b, optOS, runtime.GOOS)
-		return optionsEnd(option(b, optUser, "Sandglass"))
+		b = appendOption(b, optHardware, runtime.GOARCH)
+		b = appendOption(b, optOS, runtime.GOOS)
+		return endOptions(appendOption(b, optUser, "Sandglass"))
 	})
-	return block(b, blockInterface, func(b []byte) []byte {
+	return appendBlock(b, blockInterface, func(b []byte) []byte {
 		b = le.AppendUint16(le.AppendUint16(b, linkRaw), 0)
 		b = le.AppendUint32(b, snapLength)
-		b = option(b, optIfName, "box")
-		return optionsEnd(option(b, optTsresol, "\x09")) // nanoseconds
+		b = appendOption(b, optIfName, "box")
+		return endOptions(appendOption(b, optTsresol, "\x09")) // nanoseconds
 	})
 }
 
@@ -280,34 +280,34 @@ func appendTime(b []byte, at time.Time) []byte {
 
 func appendPacket(b []byte, at time.Time, out bool, data []byte, comment string) []byte {
 	le := binary.LittleEndian
-	return block(b, blockPacket, func(b []byte) []byte {
+	return appendBlock(b, blockPacket, func(b []byte) []byte {
 		b = appendTime(le.AppendUint32(b, 0), at)
 		kept := data[:min(len(data), snapLength)]
 		b = le.AppendUint32(le.AppendUint32(b, uint32(len(kept))), uint32(len(data)))
-		b = padded(b, kept)
+		b = appendPadded(b, kept)
 		direction := directionIn
 		if out {
 			direction = directionOut
 		}
-		b = option(b, optFlags, string([]byte{byte(direction), 0, 0, 0}))
+		b = appendOption(b, optFlags, string([]byte{byte(direction), 0, 0, 0}))
 		if comment != "" {
-			b = option(b, optComment, text(comment))
+			b = appendOption(b, optComment, commentText(comment))
 		}
-		return optionsEnd(b)
+		return endOptions(b)
 	})
 }
 
-// text is a comment as UTF-8 of bounded length.
-func text(s string) string {
+// commentText is a comment as UTF-8 of bounded length.
+func commentText(s string) string {
 	s = strings.ToValidUTF8(s[:min(len(s), maxComment)], "\uFFFD")
 	return strings.ToValidUTF8(s[:min(len(s), maxComment)], "") // what was replaced is longer, and a cut may be within one
 }
 
 func appendStats(b []byte, at time.Time, dropped uint64) []byte {
 	le := binary.LittleEndian
-	return block(b, blockStats, func(b []byte) []byte {
+	return appendBlock(b, blockStats, func(b []byte) []byte {
 		b = appendTime(le.AppendUint32(b, 0), at)
-		return optionsEnd(option(b, optIfDrop, string(le.AppendUint64(nil, dropped))))
+		return endOptions(appendOption(b, optIfDrop, string(le.AppendUint64(nil, dropped))))
 	})
 }
 
@@ -342,7 +342,7 @@ func openCapture(path string) (older, newer *os.File, err error) {
 		if older, olderErr = openRegular(path + ".1"); older == nil && newer == nil {
 			return nil, nil, errors.Join(err, olderErr)
 		}
-		if older == nil || newer == nil || !same(older, newer) {
+		if older == nil || newer == nil || !sameFile(older, newer) {
 			return older, newer, nil
 		}
 		older.Close()
@@ -363,7 +363,7 @@ func openRegular(path string) (*os.File, error) {
 	return f, nil
 }
 
-func same(a, b *os.File) bool {
+func sameFile(a, b *os.File) bool {
 	x, err := a.Stat()
 	y, berr := b.Stat()
 	return err == nil && berr == nil && os.SameFile(x, y)

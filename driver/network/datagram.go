@@ -88,15 +88,13 @@ func (n *Network) begin(proto string, p *packet) *datagrams {
 		act = core.ActConnect
 	}
 	if dec.Stance == core.Block {
-		errno := syscall.EHOSTUNREACH
-		if p.v6 {
-			errno = syscall.EACCES
-		}
 		n.capturePacket(true, p.whole, nil)
-		n.refuse(&v, p.key(), act, owner, dec.Rule, errno)
-		if answer := icmpError(p, prohibited, 0); answer != nil {
-			n.write(nil, answer)
+		n.refuse(&v, p.key(), act, owner, dec.Rule, v.refusal())
+		why := prohibited
+		if v.refusal() == syscall.ECONNREFUSED {
+			why = noPort
 		}
+		n.write(nil, icmpError(p, why, 0))
 		return nil
 	}
 	if n.count.Add(1) > maxDatagrams {
@@ -126,7 +124,7 @@ func (n *Network) begin(proto string, p *packet) *datagrams {
 			defer d.mu.Unlock()
 			d.asked = false
 			if dec.Stance != core.Allow {
-				n.refuse(&v, p.key(), act, owner, dec.Rule, syscall.EHOSTUNREACH)
+				n.refuse(&v, p.key(), act, owner, dec.Rule, v.refusal())
 				f.finish("policy", "")
 				n.write(nil, icmpError(d.packet(), prohibited, 0))
 				return

@@ -36,14 +36,14 @@ func (e *ear) client(b []byte) {
 	e.c = append(e.c, b[:min(len(b), maxClientBytes-len(e.c))]...)
 	h, st := clientHello(e.c)
 	switch st {
-	case done:
+	case allRead:
 		e.tls, e.by, e.name, e.alpn = true, "tls", h.name, h.alpn
 	case notThis:
 		host, hst := httpHost(e.c)
 		if hst == needsMore && len(e.c) < maxClientBytes {
 			return
 		}
-		if hst == done {
+		if hst == allRead {
 			e.by, e.name = "http", host
 		}
 	default:
@@ -71,7 +71,7 @@ func (e *ear) serverSays(b []byte) {
 		return
 	}
 	e.certs, e.via = strings.Join(certs, ", "), alpn
-	e.found = st == done && (len(certs) > 0 || alpn != "")
+	e.found = st == allRead && (len(certs) > 0 || alpn != "")
 	e.sDone, e.s = true, nil
 }
 

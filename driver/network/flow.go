@@ -187,6 +187,20 @@ func (f *flow) count() {
 		Outcome: core.Performed, Rule: "supervisor", Detail: f.carried()}))
 }
 
+// refusal is the errno that a program of the box gets of a refused flow: what its kernel
+// makes of the answer (net/ipv4/icmp.c, icmp_err_convert; net/ipv6/icmp.c, tab_unreach).
+func (d *described) refusal() syscall.Errno {
+	switch a := d.Addr.Addr(); {
+	case d.self || a == Resolver4 || a == Resolver6:
+		return syscall.ECONNREFUSED
+	case d.Heard || d.Place == core.Host && a.IsLoopback():
+		return syscall.ECONNRESET // it was accepted before
+	case a.Is6():
+		return syscall.EACCES
+	}
+	return syscall.EHOSTUNREACH
+}
+
 // refuse logs that the flow was refused. The box gets errno.
 func (n *Network) refuse(d *described, key flowKey, act core.Action, owner Owner, rule string, errno syscall.Errno) {
 	now := time.Now()

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"crypto/x509"
 	"encoding/binary"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -17,12 +16,12 @@ import (
 // rules stricter: a flow that says nothing, or what cannot be told for sure (two names where
 // one belongs), has no name.
 
-// state is how far the first bytes of one direction of a flow have been understood.
-type state uint8
+// helloState is how far the first bytes of one direction of a flow have been understood.
+type helloState uint8
 
 const (
-	needsMore state = iota // ask again when there are more bytes
-	done
+	needsMore helloState = iota // ask again when there are more bytes
+	allRead
 	notThis // it is not this protocol, or it breaks its rules
 )
 
@@ -56,16 +55,16 @@ const (
 
 // clientHello reads the first bytes that a client sends. Its hello may be spread over
 // several records.
-func clientHello(b []byte) (h hello, s state) {
-	if s = handshakes(b, func(kind uint8, body cryptobyte.String) state {
+func clientHello(b []byte) (h hello, s helloState) {
+	if s = handshakes(b, func(kind uint8, body cryptobyte.String) helloState {
 		if kind != msgClientHello || !h.read(body) {
 			return notThis
 		}
-		return done
+		return allRead
 	}); s == needsMore && len(b) >= maxClientBytes {
 		s = notThis
 	}
-	if s != done {
+	if s != allRead {
 		h = hello{}
 	}
 	return h, s
@@ -158,7 +157,7 @@ func extensions(body cryptobyte.String, f func(kind uint16, data cryptobyte.Stri
 
 // handshakes calls f for each handshake message that is whole in b, until f is satisfied or
 // knows better. Records of other kinds end it.
-func handshakes(b []byte, f func(kind uint8, body cryptobyte.String) state) state {
+func handshakes(b []byte, f func(kind uint8, body cryptobyte.String) helloState) helloState {
 	var got []byte // of handshake messages, without their records
 	for {
 		if len(b) > 0 && b[0] != recordHandshake || len(b) > 1 && b[1] != 3 {
@@ -200,9 +199,9 @@ func handshakes(b []byte, f func(kind uint8, body cryptobyte.String) state) stat
 // serverNames reads the first bytes that a TLS server sends: the names of its certificate and
 // what it has chosen to speak. From TLS 1.3 on both are encrypted, and in a session that is
 // resumed no certificate is sent.
-func serverNames(b []byte) (certs []string, alpn string, s state) {
+func serverNames(b []byte) (certs []string, alpn string, s helloState) {
 	hello := false
-	s = handshakes(b, func(kind uint8, body cryptobyte.String) state {
+	s = handshakes(b, func(kind uint8, body cryptobyte.String) helloState {
 		switch {
 		case !hello && kind == msgServerHello:
 			hello = true
@@ -211,23 +210,23 @@ func serverNames(b []byte) (certs []string, alpn string, s state) {
 				return notThis
 			}
 			if secret {
-				return done
+				return allRead
 			}
 		case !hello:
 			return notThis
 		case kind == msgCertificate:
 			certs = leafNames(body)
-			return done
+			return allRead
 		case kind == msgServerHelloDone:
-			return done
+			return allRead
 		}
 		return needsMore
 	})
 	switch {
 	case s == notThis && hello: // what comes instead is a change of ciphers, or an alert
-		s = done
+		s = allRead
 	case s == needsMore && len(b) >= maxServerBytes && hello:
-		s = done
+		s = allRead
 	case s == needsMore && len(b) >= maxServerBytes:
 		s = notThis
 	}
@@ -306,7 +305,7 @@ var httpMethods = strings.Fields(`GET HEAD POST PUT DELETE CONNECT OPTIONS TRACE
 // httpHost reads the first bytes that a client sends: whom its first HTTP request is for,
 // canonical, "" when that cannot be told. HTTP/2 in the open begins with a request too, by
 // a method that is none of these.
-func httpHost(b []byte) (host string, s state) {
+func httpHost(b []byte) (host string, s helloState) {
 	host, s = httpRequest(b[:min(len(b), maxClientBytes)])
 	if s == needsMore && len(b) >= maxClientBytes {
 		s = notThis
@@ -314,7 +313,7 @@ func httpHost(b []byte) (host string, s state) {
 	return host, s
 }
 
-func httpRequest(b []byte) (host string, s state) {
+func httpRequest(b []byte) (host string, s helloState) {
 	method, rest, found := bytes.Cut(b, []byte(" "))
 	if !found {
 		if slices.ContainsFunc(httpMethods, func(m string) bool { return strings.HasPrefix(m, string(b)) }) {
@@ -356,7 +355,7 @@ func httpRequest(b []byte) (host string, s state) {
 			host = hostName(withoutPort(strings.Trim(value, " \t")))
 		}
 	}
-	return host, done
+	return host, allRead
 }
 
 // cutLine cuts a line off b; a bare LF ends one too (RFC 9112 2.2).
@@ -382,14 +381,12 @@ func targetHost(method, target string) (host string, named bool) {
 	return hostName(withoutPort(authority[strings.LastIndexByte(authority, '@')+1:])), true
 }
 
-// withoutPort cuts the port off an authority. An address in brackets stays what it is: no
-// name.
+// withoutPort cuts the port off an authority. Of an address in brackets, and of what has
+// more to it, nothing that is a name is left.
 func withoutPort(s string) string {
-	if a, err := netip.ParseAddr(s); err == nil && a.Is6() {
+	host, port, _ := strings.Cut(s, ":")
+	if strings.Trim(port, "0123456789") != "" {
 		return ""
 	}
-	if host, _, ok := strings.Cut(s, ":"); ok {
-		return host
-	}
-	return s
+	return host
 }

@@ -87,7 +87,7 @@ func inRecords(b []byte, n int) (out []byte) {
 
 // grows calls f with ever more of b, and demands that it says nothing until it is sure, and
 // then stays with it. It returns how many bytes it took.
-func grows(t *testing.T, b []byte, f func([]byte) (string, state)) (said string, took int) {
+func grows(t *testing.T, b []byte, f func([]byte) (string, helloState)) (said string, took int) {
 	t.Helper()
 	took = -1
 	for n := range len(b) + 1 {
@@ -97,21 +97,21 @@ func grows(t *testing.T, b []byte, f func([]byte) (string, state)) (said string,
 			t.Fatalf("after %d bytes: not this protocol", n)
 		case s == needsMore && took >= 0:
 			t.Fatalf("after %d bytes it was done, after %d it needs more", took, n)
-		case s == done && took < 0:
+		case s == allRead && took < 0:
 			took, said = n, got
-		case s == done && got != said:
+		case s == allRead && got != said:
 			t.Fatalf("%s after %d bytes, %s after %d", said, took, got, n)
 		}
 	}
 	return said, took
 }
 
-func sayHello(b []byte) (string, state) {
+func sayHello(b []byte) (string, helloState) {
 	h, s := clientHello(b)
 	return fmt.Sprintf("%+v", h), s
 }
 
-func saysServer(b []byte) (string, state) {
+func saysServer(b []byte) (string, helloState) {
 	certs, alpn, s := serverNames(b)
 	return fmt.Sprint(certs, " ", alpn), s
 }
@@ -167,7 +167,7 @@ func TestAResumedSessionHasNoCertificate(t *testing.T) {
 
 func TestAnEncryptedHelloIsKnownAsOne(t *testing.T) {
 	b, _ := handshake(t, &tls.Config{InsecureSkipVerify: true, ServerName: "front.example"}, &tls.Config{Certificates: []tls.Certificate{certificate(t, "", "x.example")}})
-	if h, s := clientHello(withExtension(b, extECH, []byte{0})); s != done || !h.ech || h.name != "front.example" {
+	if h, s := clientHello(withExtension(b, extECH, []byte{0})); s != allRead || !h.ech || h.name != "front.example" {
 		t.Errorf("the hello is %+v, %d", h, s)
 	}
 }
@@ -200,15 +200,15 @@ func TestAHelloThatCanBeReadInTwoWaysNamesNobody(t *testing.T) {
 	for _, c := range []struct {
 		what string
 		b    []byte
-		want state
+		want helloState
 		name string
 	}{
-		{"one name", withExtension(plain, extServerName, name("Good.example.")), done, "good.example"},
+		{"one name", withExtension(plain, extServerName, name("Good.example.")), allRead, "good.example"},
 		{"two extensions", withExtension(b, extServerName, name("bad.example")), notThis, ""},
 		{"two names", withExtension(plain, extServerName, name("a.example", "b.example")), notThis, ""},
 		{"a list that is longer than it says", withExtension(plain, extServerName, append(name("a.example"), 0)), notThis, ""},
-		{"bytes of no name", withExtension(plain, extServerName, name("a\x00.example")), done, ""},
-		{"an address", withExtension(plain, extServerName, name("0x7f.1")), done, ""},
+		{"bytes of no name", withExtension(plain, extServerName, name("a\x00.example")), allRead, ""},
+		{"an address", withExtension(plain, extServerName, name("0x7f.1")), allRead, ""},
 		{"a large one that does not end", append([]byte{22, 3, 1, 0x40, 0}, make([]byte, maxClientBytes)...), notThis, ""},
 		{"a record of nothing", []byte{22, 3, 1, 0, 0}, notThis, ""},
 		{"a record that is too long", []byte{22, 3, 1, 0xFF, 0xFF}, notThis, ""},
@@ -232,7 +232,7 @@ func TestACertificateWithManyNames(t *testing.T) {
 	}
 	_, from := handshake(t, &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12}, &tls.Config{Certificates: []tls.Certificate{certificate(t, "", names...)}})
 	certs, _, s := serverNames(from)
-	if s != done || !slices.Equal(certs, names[:maxCertNames]) {
+	if s != allRead || !slices.Equal(certs, names[:maxCertNames]) {
 		t.Errorf("%d names, %d", len(certs), s)
 	}
 	if certs, _, s := serverNames(from[:1000]); s != needsMore || certs != nil {
@@ -244,23 +244,23 @@ func TestWhomAnHTTPRequestIsFor(t *testing.T) {
 	for _, c := range []struct {
 		request string
 		host    string
-		want    state
+		want    helloState
 	}{
-		{"GET / HTTP/1.1\r\nHost: WWW.Example.org\r\n\r\n", "www.example.org", done},
-		{"POST /a?b=http://x.example HTTP/1.0\r\nA: b\r\nhOsT:\twww.example.org:8080 \r\n\r\nHost: body.example\r\n\r\n", "www.example.org", done},
-		{"GET / HTTP/1.1\nHost: www.example.org\n\n", "www.example.org", done},
-		{"GET http://user@Target.example:80/x@y HTTP/1.1\r\nHost: header.example\r\n\r\n", "target.example", done},
-		{"GET http://target.example?x HTTP/1.1\r\n\r\n", "target.example", done},
-		{"CONNECT target.example:443 HTTP/1.1\r\nHost: header.example\r\n\r\n", "target.example", done},
-		{"CONNECT 192.0.2.1:443 HTTP/1.1\r\nHost: header.example\r\n\r\n", "", done},
-		{"OPTIONS * HTTP/1.1\r\nHost: www.example.org\r\n\r\n", "www.example.org", done},
-		{"PROPFIND /d HTTP/1.1\r\nHost: [2001:db8::1]:80\r\n\r\n", "", done},
-		{"GET / HTTP/1.1\r\nHost: 2001:db8::1\r\n\r\n", "", done},
-		{"GET / HTTP/1.1\r\nHost: 127.1\r\n\r\n", "", done},
-		{"GET / HTTP/1.1\r\nHost: 192.0.2.1\r\n\r\n", "", done},
-		{"GET / HTTP/1.1\r\nHost: a b.example\r\n\r\n", "", done},
-		{"GET / HTTP/1.1\r\nHost: a\r.example\r\n\r\n", "", done},
-		{"GET / HTTP/1.0\r\n\r\n", "", done},
+		{"GET / HTTP/1.1\r\nHost: WWW.Example.org\r\n\r\n", "www.example.org", allRead},
+		{"POST /a?b=http://x.example HTTP/1.0\r\nA: b\r\nhOsT:\twww.example.org:8080 \r\n\r\nHost: body.example\r\n\r\n", "www.example.org", allRead},
+		{"GET / HTTP/1.1\nHost: www.example.org\n\n", "www.example.org", allRead},
+		{"GET http://user@Target.example:80/x@y HTTP/1.1\r\nHost: header.example\r\n\r\n", "target.example", allRead},
+		{"GET http://target.example?x HTTP/1.1\r\n\r\n", "target.example", allRead},
+		{"CONNECT target.example:443 HTTP/1.1\r\nHost: header.example\r\n\r\n", "target.example", allRead},
+		{"CONNECT 192.0.2.1:443 HTTP/1.1\r\nHost: header.example\r\n\r\n", "", allRead},
+		{"OPTIONS * HTTP/1.1\r\nHost: www.example.org\r\n\r\n", "www.example.org", allRead},
+		{"PROPFIND /d HTTP/1.1\r\nHost: [2001:db8::1]:80\r\n\r\n", "", allRead},
+		{"GET / HTTP/1.1\r\nHost: 2001:db8::1\r\n\r\n", "", allRead},
+		{"GET / HTTP/1.1\r\nHost: 127.1\r\n\r\n", "", allRead},
+		{"GET / HTTP/1.1\r\nHost: 192.0.2.1\r\n\r\n", "", allRead},
+		{"GET / HTTP/1.1\r\nHost: a b.example\r\n\r\n", "", allRead},
+		{"GET / HTTP/1.1\r\nHost: a\r.example\r\n\r\n", "", allRead},
+		{"GET / HTTP/1.0\r\n\r\n", "", allRead},
 		{"GET / HTTP/1.1\r\nHost: a.example\r\nHost: b.example\r\n\r\n", "", notThis},
 		{"GET / HTTP/1.1\r\nHost : a.example\r\n\r\n", "", notThis},
 		{"GET / HTTP/1.1\r\nX: y\r\n Host: a.example\r\n\r\n", "", notThis},
@@ -282,7 +282,7 @@ func TestWhomAnHTTPRequestIsFor(t *testing.T) {
 		if host != c.host || s != c.want {
 			t.Errorf("%.60q is for %q, %d, want %q, %d", c.request, host, s, c.host, c.want)
 		}
-		if c.want == done {
+		if c.want == allRead {
 			grows(t, []byte(c.request), httpHost)
 		}
 	}
@@ -301,7 +301,7 @@ func TestARequestOfARealClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	a.Close()
-	if host, s := httpHost(x.wrote); host != "www.example.org" || s != done {
+	if host, s := httpHost(x.wrote); host != "www.example.org" || s != allRead {
 		t.Errorf("%q is for %q, %d", x.wrote, host, s)
 	}
 }
@@ -314,10 +314,10 @@ func FuzzClientHello(f *testing.F) {
 	f.Add(s)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, s := clientHello(b)
-		if s != done && (h.name != "" || h.alpn != nil || h.ech) || len(h.alpn) > maxALPN || s == needsMore && len(b) >= maxClientBytes || h.name != "" && hostName(h.name) != h.name {
+		if s != allRead && (h.name != "" || h.alpn != nil || h.ech) || len(h.alpn) > maxALPN || s == needsMore && len(b) >= maxClientBytes || h.name != "" && hostName(h.name) != h.name {
 			t.Errorf("%x is %+v, %d", b, h, s)
 		}
-		if more, again := clientHello(append(b[:len(b):len(b)], 0)); s == done && (again != done || fmt.Sprint(h) != fmt.Sprint(more)) || s == notThis && again != notThis {
+		if more, again := clientHello(append(b[:len(b):len(b)], 0)); s == allRead && (again != allRead || fmt.Sprint(h) != fmt.Sprint(more)) || s == notThis && again != notThis {
 			t.Errorf("%x is %+v, %d, and with another byte %+v, %d", b, h, s, more, again)
 		}
 	})
@@ -331,7 +331,7 @@ func FuzzServerNames(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		certs, alpn, s := serverNames(b)
-		if len(certs) > maxCertNames || len(alpn) > 255 || s == needsMore && len(b) >= maxServerBytes || s != done && certs != nil {
+		if len(certs) > maxCertNames || len(alpn) > 255 || s == needsMore && len(b) >= maxServerBytes || s != allRead && certs != nil {
 			t.Errorf("%x is %q, %q, %d", b, certs, alpn, s)
 		}
 	})
@@ -345,10 +345,10 @@ func FuzzHTTPHost(f *testing.F) {
 	f.Add([]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		host, s := httpHost(b)
-		if s != done && host != "" || s == needsMore && len(b) >= maxClientBytes || host != "" && hostName(host) != host {
+		if s != allRead && host != "" || s == needsMore && len(b) >= maxClientBytes || host != "" && hostName(host) != host {
 			t.Errorf("%q is for %q, %d", b, host, s)
 		}
-		if s != done || host == "" {
+		if s != allRead || host == "" {
 			return
 		}
 		if r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(b))); err == nil && !strings.EqualFold(hostName(withoutPort(r.Host)), host) {
@@ -362,7 +362,7 @@ func BenchmarkClientHello(b *testing.B) {
 		&tls.Config{Certificates: []tls.Certificate{certificate(b, "", "www.example.org")}})
 	b.ReportAllocs()
 	for b.Loop() {
-		if h, s := clientHello(client); s != done || h.name == "" {
+		if h, s := clientHello(client); s != allRead || h.name == "" {
 			b.Fatal(h, s)
 		}
 	}

@@ -197,18 +197,18 @@ func (r *record) holds(b []byte) bool {
 }
 
 // skipName returns where the name at off ends, and whether it is one: labels of at most 63
-// bytes, 255 in all. A pointer leads to before where it and its labels began, so that
-// every name ends (RFC 1035 4.1.4: a prior occurrence).
+// bytes, 255 in all. A pointer leads to what begins and ends before its own labels began
+// (RFC 1035 4.1.4: a prior occurrence), so that every name ends, and within what was read.
 func skipName(b []byte, off int) (end int, ok bool) {
 	end = -1
-	for begin, size := off, 0; ; {
-		if off >= len(b) {
+	for begin, limit, size := off, len(b), 0; ; {
+		if off >= limit {
 			return 0, false
 		}
 		switch c := int(b[off]); c & 0xC0 {
 		case 0x00:
 			off++
-			if size += 1 + c; size > maxName || off+c > len(b) {
+			if size += 1 + c; size > maxName || off+c > limit {
 				return 0, false
 			}
 			if off += c; c == 0 {
@@ -218,17 +218,17 @@ func skipName(b []byte, off int) (end int, ok bool) {
 				return end, true
 			}
 		case 0xC0:
-			if off+1 >= len(b) {
+			if off+1 >= limit {
 				return 0, false
 			}
 			to := c&0x3F<<8 | int(b[off+1])
 			if end < 0 {
 				end = off + 2
 			}
-			if to >= begin {
+			if to < headerSize || to >= begin { // the header's bytes are no name, and change on the way
 				return 0, false
 			}
-			off, begin = to, to
+			off, begin, limit = to, to, begin
 		default: // 0x40 and 0x80: given up, RFC 6891 5
 			return 0, false
 		}

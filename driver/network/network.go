@@ -204,7 +204,7 @@ func (n *Network) Saw(cookie uint64, proto string, dst netip.AddrPort, who Owner
 // and on which surface. What it does not refuse may still be, by a name.
 func (n *Network) Judge(proto string, dst netip.AddrPort, who Owner) (sf core.Surface, rule string, refused bool) {
 	f := n.describe(proto, dst, who)
-	if f.ours() || proto == "icmp" && (dst.Addr() == Resolver4 || dst.Addr() == Resolver6) {
+	if f.ours() || dst.Addr() == Resolver4 || dst.Addr() == Resolver6 {
 		return core.NetDNS, "own resolver", false
 	}
 	d := n.decide(&f)
@@ -342,7 +342,7 @@ func (n *Network) carry(k int, lim *rate.Limiter) time.Duration {
 	total := n.carried.Add(int64(k))
 	if most := n.o.Limits.NetBytes; most > 0 && total > most && n.full.CompareAndSwap(false, true) {
 		n.log(&core.Operation{Surface: core.SandboxLimit, Action: core.ActHit, Target: "net-bytes", Verdict: core.Blocked, Outcome: core.Performed,
-			Rule: "limit", Detail: core.Detail{"limit": strconv.FormatInt(most, 10), "used": strconv.FormatInt(total, 10)}})
+			Rule: "limit", Errno: "ECONNRESET", Detail: core.Detail{"limit": strconv.FormatInt(most, 10), "used": strconv.FormatInt(total, 10)}})
 		n.wg.Go(func() { n.cut(func(*flow) bool { return true }, "limit") })
 	}
 	if lim == nil {

@@ -137,8 +137,8 @@ func (q *question) compressed() bool {
 	return off != len(q.raw)-5
 }
 
-// verdict is what becomes of a question.
-type verdict struct {
+// ruling is what becomes of a question.
+type ruling struct {
 	verdict core.Verdict
 	rule    string
 	rcode   int
@@ -156,7 +156,7 @@ type verdict struct {
 func (r *resolver) answer(ctx context.Context, query []byte, stream bool, who Owner, asked netip.AddrPort) []byte {
 	began := time.Now()
 	q, rcode, why := parseQuestion(query)
-	v := verdict{verdict: core.Blocked, rule: "own resolver", rcode: rcode, why: why}
+	v := ruling{verdict: core.Blocked, rule: "own resolver", rcode: rcode, why: why}
 	if rcode == rcodeOK {
 		v = r.decide(ctx, &q, asked)
 	}
@@ -177,9 +177,9 @@ func (r *resolver) answer(ctx context.Context, query []byte, stream bool, who Ow
 }
 
 // decide judges a question that is one and has it answered.
-func (r *resolver) decide(ctx context.Context, q *question, asked netip.AddrPort) verdict {
+func (r *resolver) decide(ctx context.Context, q *question, asked netip.AddrPort) ruling {
 	d := r.Policy().DecideName(q.name)
-	v := verdict{verdict: core.Allowed, rule: d.Rule, server: "sandglass"}
+	v := ruling{verdict: core.Allowed, rule: d.Rule, server: "sandglass"}
 	if a := asked.Addr().Unmap(); a != resolverAddr4 && a != resolverAddr6 || asked.Port() != 53 {
 		v.verdict, v.rule = core.Redirected, "own resolver"
 	}
@@ -188,7 +188,7 @@ func (r *resolver) decide(ctx context.Context, q *question, asked netip.AddrPort
 		return v
 	}
 	if d.Stance == core.Block {
-		return verdict{verdict: core.Blocked, rule: d.Rule, rcode: rcodeNoName}
+		return ruling{verdict: core.Blocked, rule: d.Rule, rcode: rcodeNoName}
 	}
 	if r.Fake {
 		r.fake(q, &v)
@@ -207,7 +207,7 @@ func (r *resolver) decide(ctx context.Context, q *question, asked netip.AddrPort
 }
 
 // forward has a question answered outside.
-func (r *resolver) forward(ctx context.Context, q *question, v *verdict) {
+func (r *resolver) forward(ctx context.Context, q *question, v *ruling) {
 	m, from, err := r.ask(ctx, q)
 	v.server = ""
 	if from.IsValid() {
@@ -315,7 +315,7 @@ func (q *question) cut(rcode int) []byte {
 const fakeTTL = 60
 
 // fake answers a question for an address from the pool; of anything else there is none.
-func (r *resolver) fake(q *question, v *verdict) {
+func (r *resolver) fake(q *question, v *ruling) {
 	switch {
 	case q.name == "." || reverse(q.name):
 		v.rcode = rcodeNoName
@@ -325,12 +325,12 @@ func (r *resolver) fake(q *question, v *verdict) {
 }
 
 // address answers with an address.
-func (v *verdict) address(q *question, a netip.Addr) {
+func (v *ruling) address(q *question, a netip.Addr) {
 	v.reply, v.answers = q.reply(rcodeOK, []netip.Addr{a}), typeText(q.typ)+" "+a.String()
 }
 
 // special answers questions that concern nobody outside.
-func (v *verdict) special(q *question) bool {
+func (v *ruling) special(q *question) bool {
 	below := func(name string) bool { return q.name == name || strings.HasSuffix(q.name, "."+name) }
 	switch {
 	case below("localhost"): // RFC 6761 6.3: the box's own
@@ -343,7 +343,7 @@ func (v *verdict) special(q *question) bool {
 	case below("sandglass"), // ours, and there is none
 		below("resolver.arpa"),              // RFC 9462: who else would answer, encrypted
 		q.name == "use-application-dns.net", // a browser asks whether it may ask past its resolver
-		reverse(q.name) && !public(q.name):
+		reverse(q.name) && !publicReverse(q.name):
 		v.rcode = rcodeNoName
 	default:
 		return false
@@ -356,10 +356,10 @@ func reverse(name string) bool {
 	return strings.HasSuffix(name, ".in-addr.arpa") || strings.HasSuffix(name, ".ip6.arpa")
 }
 
-// public says whether the address that a name stands for is one of the Internet's. What the
+// publicReverse says whether the address that a name stands for is one of the Internet's. What the
 // local network calls its machines is not the box's to know (RFC 6303: such names are
 // answered where they are asked).
-func public(name string) bool {
+func publicReverse(name string) bool {
 	a, ok := reversed(name)
 	return !ok || new(core.Neighbourhood).PlaceOf(a) == core.Internet && !isOwn(a)
 }
@@ -392,7 +392,7 @@ func reversed(name string) (a netip.Addr, ok bool) {
 }
 
 // log reports a question and what came of it.
-func (r *resolver) log(began time.Time, q *question, v *verdict, who Owner, asked netip.AddrPort) {
+func (r *resolver) log(began time.Time, q *question, v *ruling, who Owner, asked netip.AddrPort) {
 	op := &core.Operation{Time: began, PID: who.PID, Proc: who.Proc, Exe: who.Exe, Surface: core.NetDNS, Action: core.ActResolve,
 		Target: q.name, Verdict: v.verdict, Outcome: core.Performed, Rule: v.rule,
 		Detail: core.Detail{"rcode": rcodeText(v.rcode), "ms": strconv.FormatInt(time.Since(began).Milliseconds(), 10), "asked": asked.String()}}

@@ -108,13 +108,10 @@ func (c *connection) open() {
 
 // refuse ends a connection that the policy does not want, as a firewall that says so.
 func (c *connection) refuse(rule string) {
-	errno := syscall.EHOSTUNREACH
-	if c.Addr.Addr().Is6() {
-		errno = syscall.EACCES // net/ipv6/icmp.c, tab_unreach
-	}
+	errno := c.refusal()
 	answer := icmpError(c.packet(), prohibited, 0)
-	if c.self || c.Addr.Addr() == Resolver4 || c.Addr.Addr() == Resolver6 {
-		answer, errno = reset(c.packet()), syscall.ECONNREFUSED
+	if errno == syscall.ECONNREFUSED {
+		answer = reset(c.packet())
 	}
 	c.n.refuse(&c.described, c.key, core.ActConnect, c.owner, rule, errno)
 	c.finish("policy", "")

@@ -44,6 +44,7 @@ type domain struct {
 	memory       map[uint64]time.Time // when it was first seen
 	ring         []uint64             // the same, oldest at next once full
 	next         int
+	asked        time.Time // the last time
 	alarmed      time.Time
 }
 
@@ -57,38 +58,39 @@ type counts struct {
 	text      int // distinct names asked for with a type that answers at length
 }
 
-func (c *counts) add(d counts) {
-	c.questions += d.questions
-	c.distinct += d.distinct
-	c.bytes += d.bytes
-	c.encoded += d.encoded
-	c.long += d.long
-	c.text += d.text
+// add adds d to c, times times.
+func (c *counts) add(d *counts, times int) {
+	c.questions += times * d.questions
+	c.distinct += times * d.distinct
+	c.bytes += times * d.bytes
+	c.encoded += times * d.encoded
+	c.long += times * d.long
+	c.text += times * d.text
 }
 
 // window adds up the last slots of a time.
 type window struct {
 	each  time.Duration
 	slots []counts
-	last  int64 // number of the slot that was counted in last
+	last  int64  // number of the slot that was counted in last
+	sum   counts // of all slots
 }
 
 func newWindow(each time.Duration, n int) window { return window{each: each, slots: make([]counts, n)} }
 
-func (w *window) add(now time.Time, c counts) (sum counts) {
+func (w *window) add(now time.Time, c *counts) counts {
 	at, n := now.UnixNano()/int64(w.each), int64(len(w.slots))
 	if at < w.last { // the clock was set back
 		at = w.last
 	}
 	for i := max(w.last+1, at-n+1); i <= at; i++ {
+		w.sum.add(&w.slots[i%n], -1)
 		w.slots[i%n] = counts{}
 	}
 	w.last = at
-	w.slots[at%n].add(c)
-	for _, s := range w.slots {
-		sum.add(s)
-	}
-	return sum
+	w.slots[at%n].add(c, 1)
+	w.sum.add(c, 1)
+	return w.sum
 }
 
 // tunnelAlarm says below which domain questions carry data, and what it looks like.
@@ -131,12 +133,13 @@ func (t *tunnels) saw(now time.Time, name, qtype string) (alarm tunnelAlarm, fir
 			}
 			c.bytes += len(label)
 			c.encoded += encoded(label)
-			if len(label) >= longLabel && entropy(label) >= longEntropy && !words(label) {
+			if len(label) >= longLabel && entropy(label) >= longEntropy && !madeOfWords(label) {
 				c.long++
 			}
 		}
 	}
-	minute, hour := d.minute.add(now, c), d.hour.add(now, c)
+	minute, hour := d.minute.add(now, &c), d.hour.add(now, &c)
+	d.asked = now
 	why, of := minute.shows(), minute
 	if why == "" {
 		why, of = hour.showsSlowly(), hour
@@ -209,8 +212,12 @@ func (t *tunnels) evict(now time.Time, but *domain) {
 	e := t.order.Front()
 	for i := 0; i < among && e != nil; i, e = i+1, e.Next() {
 		d := e.Value.(*domain)
-		if sum := d.hour.add(now, counts{}); d != but && sum.bytes < carried {
-			least, carried = e, sum.bytes
+		bytes := d.hour.sum.bytes
+		if now.Sub(d.asked) > memoryLife {
+			bytes = 0
+		}
+		if d != but && bytes < carried {
+			least, carried = e, bytes
 		}
 	}
 	if least == nil {
@@ -306,8 +313,8 @@ func encoded(label string) (n int) {
 	return n
 }
 
-// words says whether a label is made of parts with hyphens between them, none of them long.
-func words(label string) bool {
+// madeOfWords says whether a label is made of parts with hyphens between them, none of them long.
+func madeOfWords(label string) bool {
 	for part := range strings.FieldsFuncSeq(label, func(r rune) bool { return r == '-' || r == '_' }) {
 		if len(part) > 16 || looksEncoded(part) {
 			return false

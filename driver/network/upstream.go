@@ -116,7 +116,7 @@ func (q *question) outside(plain bool) []byte {
 	b = append(b, 0, 1, 0, 0, 0, 0, 0, 0)
 	b = append(b, q.raw...)
 	for i, c := range b[headerSize : len(b)-4] {
-		b[headerSize+i] = small(c)
+		b[headerSize+i] = lowerASCII(c)
 	}
 	if plain {
 		return b
@@ -136,9 +136,9 @@ func appendOPT(b []byte, size uint16, rcode int, dnssec bool) []byte {
 	return b
 }
 
-// small is c in small letters: names know no others than ASCII's (RFC 4343). What says how
+// lowerASCII is c in small letters: names know no others than ASCII's (RFC 4343). What says how
 // long a label is, 63 at most, is none.
-func small(c byte) byte {
+func lowerASCII(c byte) byte {
 	if c >= 'A' && c <= 'Z' {
 		c += 'a' - 'A'
 	}
@@ -157,7 +157,7 @@ func answers(b, query []byte) bool {
 		return false
 	}
 	for i, c := range b[headerSize : asked-4] {
-		if small(c) != query[headerSize+i] {
+		if lowerASCII(c) != query[headerSize+i] {
 			return false
 		}
 	}
