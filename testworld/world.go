@@ -134,6 +134,7 @@ func In(t *testing.T, test func(*testing.T, *World)) {
 		}
 		t.Skip(why)
 	}
+	t.Parallel() // it has a process and a world of its own
 	args := []string{"-test.v", "-test.run", "^" + t.Name() + "$"}
 	if testing.Short() {
 		args = append(args, "-test.short")
