@@ -5,7 +5,7 @@ GO      ?= go
 GOFLAGS := -buildvcs=false $(GOFLAGS)
 export GOFLAGS
 
-.PHONY: help build test lint generate bench compare attacks clean
+.PHONY: help build test lint generate bench netbench compare attacks clean
 
 help: ## print this
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ generate: ## write the Go code of the templ pages anew
 
 bench: build ## workloads native and boxed, as ratios, in one run
 	@$(GO) build -trimpath -o tools/bench/bench ./tools/bench && tools/bench/bench; rm -f tools/bench/bench
+
+netbench: build ## a box's network against native, pasta and slirp4netns, as ratios, in one run
+	@$(GO) run ./tools/netbench
 
 attacks: build ## try to get out of a box, in each of the ways there are, and print what came of it
 	@$(GO) run ./attacks

@@ -27,9 +27,10 @@ var mayImport = map[string][]string{
 	"events":         {"core"},
 	"migrations":     {},
 	// tools stand alone: they use the built binary as a person does
-	"tools/bench":   {"driver/sys"}, // bare notification, to compare with
-	"tools/compare": {},
-	"attacks":       {"core"},
+	"tools/bench":    {"driver/sys"}, // bare notification, to compare with
+	"tools/compare":  {},
+	"tools/netbench": {"testworld"},
+	"attacks":        {"core"},
 	// of tests and benchmarks alone: every package's tests may import it
 	"testworld": {"driver/sys"}, // tun devices
 	"store":     {"core", "core/query", "events", "migrations"},

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -186,7 +187,7 @@ var onTheNetwork = []networkProgram{
 		name:  "dig",
 		needs: []string{"dig"},
 		script: `dig +short www.example.test; dig +short AAAA www.example.test; dig +short alias.example.test; dig +short TXT text.example.test; dig +short big.example.test | wc -l
-			dig +short +tcp x.debian.test; dig nothing.example.test | grep -o 'status: [A-Z]*'; dig v6.example.test | grep -o 'status: [A-Z]*\|ANSWER: [0-9]*'; dig +short @8.8.8.8 www.example.test; dig +short loop-cname.test | head -1; getent hosts v4.example.test; getent ahosts www.example.test | LC_ALL=C sort -u`,
+			dig +short +tcp x.debian.test; dig nothing.example.test | grep -o 'status: [A-Z]*'; dig v6.example.test | grep -o 'status: [A-Z]*\|ANSWER: [0-9]*'; dig +short @8.8.8.8 www.example.test; dig +short loop-cname.test | head -1; getent hosts v4.example.test; getent ahosts www.example.test | awk '{print $1, $2}' | LC_ALL=C sort -u`,
 		want: `^203\.0\.113\.10\n2001:db8:beef::10\nhop\.example\.test\.\nhop2\.other\.test\.\nwww\.example\.test\.\n203\.0\.113\.10\n"hello world"\n200\n203\.0\.113\.11\nstatus: NXDOMAIN\nstatus: NOERROR\nANSWER: 0\n203\.0\.113\.10\n`,
 	},
 	{
@@ -207,7 +208,7 @@ var onTheNetwork = []networkProgram{
 	},
 	{
 		name:   "the errno of connecting",
-		script: `for a in '203.0.113.10 8999' '2001:db8:beef::10 8999' '203.0.113.201 80' '203.0.113.202 80' '203.0.113.99 80' '2001:db8:beef::99 80' '203.0.113.10 80'; do visit tcp $a x || true; done`,
+		script: `i=0; for a in '203.0.113.10 8999' '2001:db8:beef::10 8999' '203.0.113.201 80' '203.0.113.202 80' '203.0.113.99 80' '2001:db8:beef::99 80' '203.0.113.10 80'; do i=$((i + 1)); visit tcp $a x >$i.out & done; wait; cat ?.out`,
 		want:   "^ECONNREFUSED\nECONNREFUSED\nEHOSTUNREACH\nEHOSTUNREACH\nENETUNREACH\n(ENETUNREACH|EHOSTUNREACH)\nconnected\n$",
 	},
 	{
@@ -286,7 +287,7 @@ func TestAFlowIsOnRecord(t *testing.T) {
 				flows[f].Fold(&op)
 			}
 			resolved = resolved || op.Surface == core.NetDNS && op.Action == "resolve" && op.Target == "tls12.example.test" && op.Verdict == core.Allowed && strings.Contains(op.Detail["answers"], "203.0.113.12")
-			refused = refused || op.Action == core.ActClose && op.Target == "203.0.113.10:8999" && op.Verdict == core.Allowed && op.Errno == "ECONNREFUSED"
+			refused = refused || op.Detail["flow"] != "" && op.Target == "203.0.113.10:8999" && op.Verdict == core.Allowed && op.Errno == "ECONNREFUSED"
 		}
 		ok := false
 		for _, f := range flows {
@@ -294,7 +295,7 @@ func TestAFlowIsOnRecord(t *testing.T) {
 				continue
 			}
 			ok = filepath.Base(f.Exe) == "curl" && f.PID > 1 && f.Proc != "" && f.Surface == core.NetOut && f.Proto == "tcp" && f.Name == "tls12.example.test" &&
-				f.Verdict == core.Allowed && f.Reason == "fin" && f.Received > 1_000_000 && f.Received < 1_100_000 && f.Sent > 100 && f.Sent < 10_000 && f.PktsIn > 10 && f.PktsOut > 5 && !f.End.IsZero() &&
+				f.Verdict == core.Allowed && (f.Reason == "fin" || f.Reason == "reset") && // curl closes before the server has f.Received > 1_000_000 && f.Received < 1_100_000 && f.Sent > 100 && f.Sent < 10_000 && f.PktsIn > 10 && f.PktsOut > 5 && !f.End.IsZero() &&
 				strings.Contains(f.Cert, "tls12.example.test") && f.ALPN != ""
 			t.Logf("%+v", *f)
 		}
@@ -374,7 +375,7 @@ func TestAPortIsPublished(t *testing.T) {
 		cmd.Wait()
 		ops := l.ops("it", "surface:net.in")
 		if !slices.ContainsFunc(ops, func(op core.Operation) bool {
-			return op.Action == core.ActAccept && op.Verdict == core.Allowed && strings.Contains(op.Exe, "python")
+			return op.Action == core.ActAccept && op.Verdict == core.Allowed && op.Detail["port"] == "8000"
 		}) {
 			t.Errorf("the connection is not on record:\n%s\n%s", say(ops), errs.String())
 		}
@@ -413,7 +414,7 @@ func TestTheNetworkFails(t *testing.T) {
 			{name: "a server that never answers", script: `curl -sS --max-time 1 http://203.0.113.10:8001/ 2>/dev/null || echo $?; curl -sS --max-time 1 http://www.example.test/never 2>/dev/null || echo $?`, want: "^28\n28\n$"},
 			{name: "a flood", script: fmt.Sprint("visit download 203.0.113.10 19 ", flood), want: fmt.Sprint("^", flood, "\n$")},
 			{name: "answers about names that are hostile",
-				script: `for n in wrong-id wrong-name loop garbage short lies huge never; do dig +tries=1 +time=1 +short $n.hostile.test >/dev/null 2>&1 || true; timeout 1 getent hosts $n.hostile.test || true; done
+				script: `for n in wrong-id wrong-name loop garbage short lies huge never; do { dig +tries=1 +time=1 +short $n.hostile.test >/dev/null 2>&1; timeout 1 getent hosts $n.hostile.test; } & done; wait
 					dig +short v4.example.test; curl -sS http://www.example.test/`, want: "^203.0.113.10\nhello from www.example.test\n$"},
 		} {
 			t.Run(c.name, func(t *testing.T) {
@@ -570,6 +571,26 @@ var exfiltrations = []exfiltration{
 	{name: "a packet socket", script: `visit packet SECRET`, op: `^ipc.socket socket `, deaf: os.Geteuid() != 0},
 }
 
+// control runs all attempts without a box: each has to be heard.
+func control(l *netLab) {
+	l.forget()
+	var wg sync.WaitGroup
+	said := make([]string, len(exfiltrations))
+	for i, x := range exfiltrations {
+		wg.Go(func() {
+			out, _ := l.command("sh", "-c", x.with(i)).CombinedOutput()
+			said[i] = string(out)
+		})
+	}
+	wg.Wait()
+	hs := l.heard()
+	for i, x := range exfiltrations {
+		if !x.deaf && !slices.ContainsFunc(hs, func(h testworld.Heard) bool { return strings.Contains(h.What, secret(i)) }) {
+			l.Errorf("natively nothing was heard of %q: %s", x.name, said[i])
+		}
+	}
+}
+
 // exfiltrate runs attempts in one box, a line of its input for each.
 func exfiltrate(l *netLab, box string, attempts []int) {
 	var script strings.Builder
@@ -613,12 +634,6 @@ func exfiltrate(l *netLab, box string, attempts []int) {
 	for i, r := range results {
 		x := &exfiltrations[i]
 		l.Run(x.name, func(t *testing.T) {
-			l := l.in(t)
-			l.forget()
-			native, _ := l.run(nil, "sh", "-c", x.with(i))
-			if hs := l.heard(); !x.deaf && !slices.ContainsFunc(hs, func(h testworld.Heard) bool { return strings.Contains(h.What, secret(i)) }) {
-				t.Fatalf("natively nothing was heard: %s\n%v", native, hs)
-			}
 			for _, h := range r.heard {
 				if x.heard == "" || !regexp.MustCompile(x.heard).MatchString(h.String()) {
 					t.Errorf("the Internet has heard %s (%s)", h, strings.TrimSpace(r.said))
@@ -653,6 +668,7 @@ func TestExfiltration(t *testing.T) {
 	testworld.In(t, func(t *testing.T, w *testworld.World) {
 		all := newNetLab(t, w)
 		needPrograms(t, os.Getenv("PATH"), "curl", "dig")
+		t.Run("natively", func(t *testing.T) { control(all.in(t)) })
 		// Those with the same policy share a box, but for what an attempt before would change.
 		groups := map[string][]int{}
 		var order []string
@@ -679,12 +695,12 @@ func TestExfiltration(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if said, _ := l.run(nil, "visit", "tcp", "127.0.0.1", port, "x"); !strings.Contains(said, "connected") {
+			if said, _ := l.run(nil, "visit", "http", "127.0.0.1", port, "x", "y"); !strings.Contains(said, "HTTP/") {
 				t.Fatalf("the control: %s", said)
 			}
 			flags := []string{"--rule", "allow 127.0.0.1:" + port, "--rule", "allow ::1", "--rule", "allow host"}
-			said, _ := l.run(nil, inBox("dash", flags, "sh", "-c", fmt.Sprintf(`for a in 127.0.0.1 ::1 ::ffff:127.0.0.1 0.0.0.0 %s %s 192.0.2.1; do visit tcp $a %s x; done; echo end`, testworld.Machine, testworld.Machine6, port))...)
-			if strings.Contains(said, "connected") || !strings.HasSuffix(said, "end\n") {
+			said, _ := l.run(nil, inBox("dash", flags, "sh", "-c", fmt.Sprintf(`for a in 127.0.0.1 ::1 ::ffff:127.0.0.1 0.0.0.0 %s %s 192.0.2.1; do visit http $a %s x y; done; echo end`, testworld.Machine, testworld.Machine6, port))...)
+			if strings.Contains(said, "HTTP/") || !strings.HasSuffix(said, "end\n") {
 				t.Errorf("%s\n%s", said, say(l.ops("dash", "surface:net.* or surface:ipc.loopback or verdict:blocked")))
 			}
 		})

@@ -104,7 +104,10 @@ func Enter() *World {
 	return nil
 }
 
-const reachedTheEnd = "testworld: the test reached its end"
+const (
+	reachedTheEnd = "testworld: the test reached its end"
+	wasSkipped    = "testworld: the test was skipped"
+)
 
 // In runs a test of the highest level in a world of its own, in another process. It skips
 // the test where the system gives no namespaces, or fails it where SANDGLASS_NO_SKIP says so.
@@ -115,7 +118,12 @@ func In(t *testing.T, test func(*testing.T, *World)) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(w.close)
+		t.Cleanup(func() {
+			w.close()
+			if t.Skipped() {
+				fmt.Println(wasSkipped)
+			}
+		})
 		test(t, w)
 		fmt.Println(reachedTheEnd)
 		return
@@ -126,6 +134,7 @@ func In(t *testing.T, test func(*testing.T, *World)) {
 		}
 		t.Skip(why)
 	}
+	t.Parallel() // it has a process and a world of its own
 	args := []string{"-test.v", "-test.run", "^" + t.Name() + "$"}
 	if testing.Short() {
 		args = append(args, "-test.short")
@@ -139,6 +148,9 @@ func In(t *testing.T, test func(*testing.T, *World)) {
 		t.Fatalf("%v\n%s", err, out.String())
 	}
 	said := out.String()
+	if code == 0 && strings.Contains(said, wasSkipped) {
+		t.Skip("\n" + said)
+	}
 	if code != 0 || !strings.Contains(said, reachedTheEnd) {
 		t.Errorf("in the world: exit code %d\n%s", code, said)
 		return
