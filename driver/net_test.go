@@ -192,6 +192,9 @@ func TestPublishedPort(t *testing.T) {
 				c.(*net.TCPConn).CloseWrite()
 				b, err := io.ReadAll(c)
 				c.Close()
+				if err != nil && len(b) > 0 {
+					t.Errorf("%q came, and then: %v", b, err)
+				}
 				if err == nil && len(b) > 0 {
 					answer <- string(b)
 					return

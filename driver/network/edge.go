@@ -158,9 +158,24 @@ func (n *Network) receive(head [sys.VnetHeader]byte, b []byte) {
 		n.capturePacket(true, p.whole, f)
 		if f != nil {
 			f.pktsOut.Add(1)
+			if f.overdue(p.segment[13]) {
+				return
+			}
 		}
 		n.link.inject(p.v6, p.whole)
 	}
+}
+
+// overdue says whether a packet of the box's is a reset that comes when both sides have closed.
+// Its kernel sends the FIN again when it is not acknowledged within microseconds (RFC 8985, 7), and
+// of the second acknowledgement it knows no connection any more: that is the end of one that
+// ended well.
+func (f *flow) overdue(flags byte) bool {
+	const most = 8 // more are of one that is gone while something is still to come to it
+	if flags&flagFIN != 0 {
+		f.boxFin.Store(true)
+	}
+	return flags&flagRST != 0 && f.boxFin.Load() && f.ourFin.Load() && f.resets.Add(1) <= most
 }
 
 // write hands a packet to the box, from its IP header on; none for an answer that is not

@@ -35,6 +35,8 @@ type flow struct {
 	sent, received, pktsOut, pktsIn atomic.Uint64
 	counted                         atomic.Uint64 // sent + received when last counted
 	rtt                             atomic.Int64  // microseconds; 0: unknown
+	boxFin, ourFin                  atomic.Bool   // of TCP: that side has sent its FIN
+	resets                          atomic.Int32  // of the box, behind both
 
 	mu        sync.Mutex
 	opened    bool // its begin is in the log

@@ -768,6 +768,9 @@ func (n *Network) writeSegment(pkt *stack.PacketBuffer) tcpip.Error {
 	}
 	if f != nil {
 		f.pktsIn.Add(1)
+		if t := header.TCP(pkt.TransportHeader().Slice()); t.Flags().Contains(header.TCPFlagFin) {
+			f.ourFin.Store(true)
+		}
 	}
 	parts := pkt.AsSlices()
 	if n.capture != nil {
