@@ -122,6 +122,7 @@ func (f *flow) between(box, out *net.TCPConn) {
 		})
 	}
 	both.Wait()
+	stop() // or the end of the flow would be taken for a cut
 	reason, errno := "fin", ""
 	for _, err := range errs {
 		if err != nil && !errors.Is(err, errAborted) {

@@ -367,6 +367,7 @@ func (f *flow) carryBoth(in *inner, out net.Conn, e *ear) {
 		}
 	})
 	both.Wait()
+	stop() // or the end of the flow would be taken for a cut
 	reason, errno := "fin", ""
 	for _, err := range []error{errOut, errIn} {
 		if errOut == nil && errors.Is(err, errBoxGone) {
