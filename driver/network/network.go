@@ -219,8 +219,7 @@ func (n *Network) Cut(number string) int {
 // PolicyChanged ends the flows that the policy no longer allows.
 func (n *Network) PolicyChanged() int {
 	return n.cut(func(f *flow) bool {
-		v := f.view()
-		d := n.decide(&v)
+		d := n.decideAgain(f)
 		return d.Stance == core.Block && !d.Later
 	}, "policy")
 }

@@ -288,8 +288,9 @@ func (c *connection) hear(in *inner) (first []byte, ok bool) {
 	if c.ctx.Err() != nil {
 		return nil, false
 	}
+	c.verify(e.name)
 	d := c.names(e.name)
-	dec := c.n.decide(&d)
+	dec := c.n.decideAgain(c.flow)
 	if dec.Stance == core.Ask {
 		dec = c.n.ask(c.flow, dec)
 	}
@@ -308,6 +309,26 @@ func (c *connection) hear(in *inner) (first []byte, ok bool) {
 		return nil, false
 	}
 	return first, true
+}
+
+// verify finds out whether the name that a held flow says is one of its address's. Rules that
+// let a name through need that: who connects can say any.
+func (c *connection) verify(name string) {
+	if name == "" || c.n.o.Policy().Network.Proxy != "" {
+		return
+	}
+	d := c.view()
+	d.Heard = true
+	without := c.n.decide(&d)
+	d.Names = []string{name}
+	if with := c.n.decide(&d); with.Stance == core.Block || without.Stance == core.Allow {
+		return // it opens nothing
+	}
+	c.n.resolver.lookUp(c.ctx, name, c.Addr.Addr(), c.owner)
+	known := c.n.names.of(time.Now(), c.Addr.Addr())
+	c.mu.Lock()
+	c.asked = known
+	c.mu.Unlock()
 }
 
 // relay carries bytes both ways until both have ended, or one has failed.
@@ -653,7 +674,7 @@ func (f *flow) heard(e *ear) bool {
 	d := f.names(e.name)
 	dec := core.FlowDecision{Stance: core.Allow, Rule: "supervisor"}
 	if e.name != "" && (f.n.o.Policy().Network.HasNames() || core.OtherDNS(&d.Flow)) {
-		dec = f.n.decide(&d)
+		dec = f.n.decideAgain(f)
 		if dec.Stance == core.Ask {
 			dec.Stance = core.Allow // it was asked about when it began
 		}
