@@ -219,6 +219,9 @@ func (n *Network) Cut(number string) int {
 // PolicyChanged ends the flows that the policy no longer allows.
 func (n *Network) PolicyChanged() int {
 	return n.cut(func(f *flow) bool {
+		if f.view().surface == core.NetIn {
+			return false // who comes in is let in by what is published, not by rules for what goes out
+		}
 		d := n.decideAgain(f)
 		return d.Stance == core.Block && !d.Later
 	}, "policy")
