@@ -65,9 +65,13 @@ func (n *Network) datagram(p *packet, known *flow) {
 	n.mu.RUnlock()
 	if in != nil && in.key.local == p.src {
 		n.capturePacket(true, p.whole, in.flow)
+		in.lastUsed.Store(time.Now().UnixNano())
+		if lim := n.up; lim != nil && !lim.AllowN(time.Now(), min(len(data), lim.Burst())) || in.ctx.Err() != nil {
+			return
+		}
 		in.pktsOut.Add(1)
 		in.sent.Add(uint64(len(data)))
-		in.lastUsed.Store(time.Now().UnixNano())
+		n.carry(len(data), nil)
 		in.back(data)
 		return
 	}
@@ -105,6 +109,14 @@ func (n *Network) begin(proto string, p *packet) *datagrams {
 	f := n.admit(p.key(), v, owner)
 	if f == nil {
 		n.count.Add(-1)
+		return nil
+	}
+	// What has changed since then has found the flow, or is found here.
+	if again := n.decide(&v); again.Stance == core.Block {
+		n.count.Add(-1)
+		f.finish("policy", "")
+		n.refuse(&v, p.key(), act, owner, again.Rule, v.refusal())
+		n.write(nil, icmpError(p, prohibited, 0))
 		return nil
 	}
 	n.capturePacket(true, p.whole, f)

@@ -69,12 +69,12 @@ func (n *Network) given(c *net.TCPConn, a netip.AddrPort) {
 	key := flowKey{protoTCP, from, a}
 	owner := n.owners.of("tcp", from, a)
 	d := n.describe("tcp", a, owner)
-	dec := n.decide(&d)
 	f := n.admit(key, d, owner)
 	if f == nil {
 		abort(c)
 		return
 	}
+	dec := n.decide(&d) // once the flow is there to be found by who changes the policy
 	if dec.Stance == core.Ask {
 		dec = n.ask(f, dec)
 	}

@@ -268,6 +268,7 @@ func (c *connection) serve(in *inner) {
 			return
 		}
 		c.sent.Add(uint64(len(first)))
+		c.n.carry(len(first), nil)
 	}
 	c.relay(in, first)
 }
