@@ -348,7 +348,8 @@ const fakeTTL = 60
 // fake answers a question for an address from the pool; of anything else there is none.
 func (r *resolver) fake(q *question, v *ruling) {
 	switch {
-	case q.name == "." || reverse(q.name):
+	case q.name == "." || reverse(q.name),
+		hostName(q.name) == "": // an address, of the proxy's own network perhaps: none of them is the Internet's by being called so
 		v.rcode = rcodeNoName
 	case q.typ == typeA || q.typ == typeAAAA:
 		v.address(q, r.Names.fake(q.name, q.typ == typeAAAA))
