@@ -2,7 +2,6 @@ package network
 
 import (
 	"context"
-	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -312,24 +311,6 @@ func (n *Network) placeOf(a netip.Addr) core.Place {
 		n.hood, n.hoodAt = neighbourhood(), now
 	}
 	return n.hood.PlaceOf(a)
-}
-
-func neighbourhood() (h core.Neighbourhood) {
-	as, err := net.InterfaceAddrs()
-	if err != nil {
-		// Nothing is known to be near, so everything is taken to be.
-		h.OnLink = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
-		return h
-	}
-	for _, a := range as {
-		p, err := netip.ParsePrefix(a.String())
-		if err != nil {
-			continue
-		}
-		h.Own = append(h.Own, p.Addr().Unmap().WithZone(""))
-		h.OnLink = append(h.OnLink, p.Masked())
-	}
-	return h
 }
 
 func (n *Network) upstreams() []netip.AddrPort {
