@@ -96,10 +96,17 @@ type lane struct {
 
 func (l *lane) close() {
 	l.c.Close()
-	if l.take >= 0 {
-		sys.CloseFD(l.take)
-		l.take = -1
+	if fd := l.taken(); fd >= 0 {
+		sys.CloseFD(fd)
 	}
+}
+
+// taken hands over the device that came with the lane, once; -1 afterwards.
+func (l *lane) taken() (fd int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	fd, l.take = l.take, -1
+	return fd
 }
 
 func (l *lane) read(buf []byte) ([]byte, error) {
@@ -433,6 +440,27 @@ func (n *Network) have(d *device) error {
 	return nil
 }
 
+// wired makes w the network's wire, unless it has been closed meanwhile: who closes it closes
+// the wire that it finds.
+func (n *Network) wired(w wire, h *host) bool {
+	n.mu.Lock()
+	closed := n.closed
+	if !closed {
+		n.wire.Store(&w)
+		if h != nil {
+			n.host.Store(h)
+		}
+	}
+	n.mu.Unlock()
+	if closed {
+		w.close()
+		if h != nil {
+			h.close()
+		}
+	}
+	return !closed
+}
+
 // rejoin finds a wire again when the session that had the device has ended: the device
 // itself, or another session that has got it. left is the lane to the one that ended.
 func (n *Network) rejoin(left *lane) error {
@@ -441,25 +469,30 @@ func (n *Network) rejoin(left *lane) error {
 		if n.ctx.Err() != nil {
 			return n.ctx.Err()
 		}
-		if left != nil && left.take >= 0 {
+		if left != nil {
 			if h, err := n.beHost(); err == nil {
-				d, err := newDevice(left.take)
-				left.take = -1
+				fd := left.taken()
+				if fd < 0 { // closed meanwhile
+					h.close()
+					return errAborted
+				}
+				d, err := newDevice(fd)
 				if err != nil {
 					h.close()
 					return err
 				}
-				var w wire = d
-				n.wire.Store(&w)
-				n.host.Store(h)
+				if !n.wired(d, h) {
+					return errAborted
+				}
 				n.wg.Go(func() { n.serveGuests(h, d) })
 				return nil
 			}
 		}
 		l, err := n.beGuest()
 		if err == nil {
-			var w wire = l
-			n.wire.Store(&w)
+			if !n.wired(l, nil) {
+				return errAborted
+			}
 			return nil
 		}
 		if last = err; errors.Is(err, syscall.ENOENT) && left == nil {
