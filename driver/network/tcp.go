@@ -237,7 +237,23 @@ func (n *Network) forward(r *tcp.ForwarderRequest) {
 		return
 	}
 	ep.SocketOptions().SetDelayOption(false)
-	n.wg.Go(func() { c.serve(&inner{ep: ep, wq: &wq}) })
+	n.mu.RLock()
+	closed := n.closed
+	if !closed { // the stack's goroutine, this one, is not waited for
+		n.wg.Add(1)
+	}
+	n.mu.RUnlock()
+	if closed {
+		ep.Abort()
+		if c.conn != nil {
+			c.conn.Close()
+		}
+		return
+	}
+	go func() {
+		defer n.wg.Done()
+		c.serve(&inner{ep: ep, wq: &wq})
+	}()
 }
 
 func addrPort(a tcpip.Address, port uint16) netip.AddrPort {
