@@ -192,8 +192,15 @@ func (w Owner) by(op *core.Operation) *core.Operation {
 // from that socket is its. cookie is 0 when it could not be found out.
 func (n *Network) Saw(cookie uint64, proto string, dst netip.AddrPort, who Owner) {
 	n.owners.saw(cookie, proto, dst, who)
-	if w := n.wire.Load(); w != nil && cookie != 0 {
-		if l, ok := (*w).(*lane); ok {
+	if h := n.host.Load(); h != nil && proto == "icmp" {
+		h.reached(dst.Addr(), nil)
+	}
+	if w := n.wire.Load(); w != nil {
+		l, guest := (*w).(*lane)
+		switch {
+		case guest && proto == "icmp":
+			l.pings(dst.Addr())
+		case guest && cookie != 0:
 			l.saw(cookie)
 		}
 	}
