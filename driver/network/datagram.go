@@ -223,8 +223,12 @@ func (d *datagrams) pass(p *packet, data []byte) {
 	if d.Proto == "icmp" {
 		err = d.sendEcho(p)
 	} else {
-		d.raw.Control(func(fd uintptr) { sys.ForbidFragments(int(fd), p.v6, p.df) })
-		_, err = d.conn.Write(data)
+		err = d.write(p, data, p.df)
+		if errors.Is(err, syscall.EMSGSIZE) {
+			// In the box all fits the link, so that its kernel forbids fragments of what any program
+			// sends (IP_PMTUDISC_WANT, ip(7)): it would make them itself, did it know the real link.
+			err = d.write(p, data, false)
+		}
 	}
 	switch {
 	case err == nil:
@@ -244,6 +248,13 @@ func (d *datagrams) pass(p *packet, data []byte) {
 	default:
 		d.said(err)
 	}
+}
+
+// write sends a datagram, whole or not at all when one says so.
+func (d *datagrams) write(p *packet, data []byte, one bool) error {
+	d.raw.Control(func(fd uintptr) { sys.ForbidFragments(int(fd), p.v6, one) })
+	_, err := d.conn.Write(data)
+	return err
 }
 
 // said gives the box what the network says of its packets. The flow goes on.
