@@ -207,6 +207,11 @@ var onTheNetwork = []networkProgram{
 		want:   "^answer 5\nanswer 5\nECONNREFUSED\nno answer\n$",
 	},
 	{
+		name:   "datagrams that do not fit the link",
+		script: `x=$(head -c 5000 /dev/zero | tr '\0' x); for a in 203.0.113.20 2001:db8:beef::20; do for i in 1 2; do visit udp $a 7 $x; done; done`,
+		want:   "^(answer 5000\n){4}$",
+	},
+	{
 		name:   "the errno of connecting",
 		script: `i=0; for a in '203.0.113.10 8999' '2001:db8:beef::10 8999' '203.0.113.201 80' '203.0.113.202 80' '203.0.113.99 80' '2001:db8:beef::99 80' '203.0.113.10 80'; do i=$((i + 1)); visit tcp $a x >$i.out & done; wait; cat ?.out`,
 		want:   "^ECONNREFUSED\nECONNREFUSED\nEHOSTUNREACH\nEHOSTUNREACH\nENETUNREACH\n(ENETUNREACH|EHOSTUNREACH)\nconnected\n$",

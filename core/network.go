@@ -71,15 +71,18 @@ type Neighbourhood struct {
 
 var (
 	lanPrefixes = prefixes("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16",
-		"224.0.0.0/4", "255.255.255.255/32", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8")
+		"224.0.0.0/4", "255.255.255.255/32", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8",
+		"192.0.0.0/24",     // between a host and its provider (RFC 6890), the metadata of a cloud among it
+		"168.63.129.16/32", // the host of an Azure machine: public by its looks, it hands out the machine's secrets
+		"64:ff9b:1::/48")   // a translator of the network's own (RFC 8215): where in it the IPv4 address is, only that knows
 	nowherePrefixes = prefixes("0.0.0.0/8", "240.0.0.0/4", "::/128", "100::/64")
 	// IPv6 addresses that carry an IPv4 address in them: the prefix, and at which byte
-	// (RFC 6052 and its well-known and local-use prefixes, RFC 3056, RFC 4291 2.5.5).
+	// (RFC 6052 and its well-known prefix, RFC 3056, RFC 4291 2.5.5).
 	carriers = []struct {
 		prefix netip.Prefix
 		at     int
 	}{
-		{netip.MustParsePrefix("64:ff9b::/96"), 12}, {netip.MustParsePrefix("64:ff9b:1::/48"), 12},
+		{netip.MustParsePrefix("64:ff9b::/96"), 12},
 		{netip.MustParsePrefix("2002::/16"), 2}, {netip.MustParsePrefix("::/96"), 12}, {netip.MustParsePrefix("::ffff:0:0:0/96"), 12},
 	}
 )

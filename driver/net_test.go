@@ -401,3 +401,43 @@ func TestSessionEndClosesFlows(t *testing.T) {
 		t.Errorf("on record: %q", got)
 	}
 }
+
+// Who connects from another session of the box, with its one loopback, is not taken for a
+// process of this one.
+func TestLoopbackOfAnotherSession(t *testing.T) {
+	mustOwnNet(t)
+	l := newLab(t)
+	addr, conns := listener(t)
+	over, ready := make(chan result, 1), make(chan struct{}, 2)
+	l2 := *l
+	go func() {
+		over <- l2.boxed(runOpts{policy: rules("allow " + addr), live: func(op *core.Operation) {
+			if op.Action == core.ActConnect && op.Verdict == core.Allowed {
+				ready <- struct{}{}
+			}
+		}}, "held", addr)
+	}()
+	<-ready
+	held := <-conns
+	bufio.NewReader(held).ReadString('\n')
+	go func() {
+		c := <-conns
+		io.WriteString(c, "hello")
+		c.Close()
+	}()
+	l.seq += 10
+	if r := l.boxed(runOpts{}, "talk", addr); !strings.HasPrefix(r.out, "hello") {
+		t.Errorf("in the second: %s", r.out)
+	}
+	held.Close()
+	a := <-over
+	var pids []int
+	for _, op := range a.ops {
+		if op.Surface == core.IPCLoopback && op.Action == core.ActConnect && op.Verdict == core.Allowed {
+			pids = append(pids, op.PID)
+		}
+	}
+	if len(pids) != 2 || pids[0] == 0 || pids[1] != 0 {
+		t.Errorf("the first has on record processes %d", pids)
+	}
+}

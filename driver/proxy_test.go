@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -18,6 +19,7 @@ import (
 
 func init() {
 	programs["fetch"] = func() { fetch(); fmt.Println("end") }
+	programs["halfclosed"] = func() { halfClosed(os.Args[1]); fmt.Println("end") }
 }
 
 // fetch looks a name up, and connects there and to an address.
@@ -40,6 +42,19 @@ func fetch() {
 	fmt.Println("udp", err)
 }
 
+// halfClosed says something to its end, and then listens.
+func halfClosed(to string) {
+	c, err := net.DialTimeout("tcp4", to, 10*time.Second)
+	if err != nil {
+		fmt.Println("connect", err)
+		return
+	}
+	io.WriteString(c, "all of it")
+	c.(*net.TCPConn).CloseWrite()
+	b, err := io.ReadAll(c)
+	fmt.Println(string(b), err)
+}
+
 // socks answers as a SOCKS5 proxy (RFC 1928, RFC 1929) that is at every place itself.
 func socks(c net.Conn) {
 	defer c.Close()
@@ -60,6 +75,10 @@ func socks(c net.Conn) {
 	port := binary.BigEndian.Uint16(read(2))
 	c.Write([]byte{5, 0, 0, 1, 0, 0, 0, 0, 0, 0})
 	fmt.Fprintf(c, "%s:%s asks for %s", user, password, net.JoinHostPort(host, strconv.Itoa(int(port))))
+	if host == "half.example" {
+		b, err := io.ReadAll(r)
+		fmt.Fprint(c, " and says ", string(b), " ", err)
+	}
 }
 
 // connectProxy is the same over HTTP.
@@ -72,6 +91,30 @@ func connectProxy(c net.Conn) {
 	auth := http.Request{Header: http.Header{"Authorization": req.Header["Proxy-Authorization"]}}
 	user, password, _ := auth.BasicAuth()
 	fmt.Fprintf(c, "HTTP/1.1 200 OK\r\n\r\n%s:%s asks for %s", user, password, req.Host)
+	if strings.HasPrefix(req.Host, "half.example") {
+		b, err := io.ReadAll(c)
+		fmt.Fprint(c, " and says ", string(b), " ", err)
+	}
+}
+
+// Behind a proxy the end of one way is passed on, and the other goes on.
+func TestProxyHalfClosed(t *testing.T) {
+	mustOwnNet(t)
+	for scheme, serve := range map[string]func(net.Conn){"socks5": socks, "http": connectProxy} {
+		t.Run(scheme, func(t *testing.T) {
+			l := newLab(t)
+			addr, conns := listener(t)
+			go func() { serve(<-conns) }()
+			r := l.boxed(runOpts{policy: func(p *core.Policy) {
+				if err := p.Network.SetProxy(scheme + "://me:secret@" + addr); err != nil {
+					t.Fatal(err)
+				}
+			}}, "halfclosed", "half.example:80")
+			if !strings.HasPrefix(r.out, "me:secret asks for half.example:80 and says all of it <nil> <nil>") {
+				t.Errorf("in the box: %s", r.out)
+			}
+		})
+	}
 }
 
 // Behind a proxy a name is told to it and asked of nobody, and what it does not carry does

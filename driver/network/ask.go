@@ -48,10 +48,7 @@ const (
 // ask holds the flow until a person has answered, and returns the answer as a decision.
 func (n *Network) ask(f *flow, d core.FlowDecision) core.FlowDecision {
 	v := f.view()
-	name := ""
-	if len(v.Names) > 0 {
-		name = v.Names[0]
-	}
+	name := f.knownName() // not what it only says itself: a person is to decide by it
 	key := askedFor{v.Proto, target(v.Proto, v.Addr), name, f.owner.Exe}
 	n.asks.mu.Lock()
 	q := n.asks.open[key]

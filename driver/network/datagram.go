@@ -65,9 +65,13 @@ func (n *Network) datagram(p *packet, known *flow) {
 	n.mu.RUnlock()
 	if in != nil && in.key.local == p.src {
 		n.capturePacket(true, p.whole, in.flow)
+		in.lastUsed.Store(time.Now().UnixNano())
+		if lim := n.up; lim != nil && !lim.AllowN(time.Now(), min(len(data), lim.Burst())) || in.ctx.Err() != nil {
+			return
+		}
 		in.pktsOut.Add(1)
 		in.sent.Add(uint64(len(data)))
-		in.lastUsed.Store(time.Now().UnixNano())
+		n.carry(len(data), nil)
 		in.back(data)
 		return
 	}
@@ -105,6 +109,14 @@ func (n *Network) begin(proto string, p *packet) *datagrams {
 	f := n.admit(p.key(), v, owner)
 	if f == nil {
 		n.count.Add(-1)
+		return nil
+	}
+	// What has changed since then has found the flow, or is found here.
+	if again := n.decide(&v); again.Stance == core.Block {
+		n.count.Add(-1)
+		f.finish("policy", "")
+		n.refuse(&v, p.key(), act, owner, again.Rule, v.refusal())
+		n.write(nil, icmpError(p, prohibited, 0))
 		return nil
 	}
 	n.capturePacket(true, p.whole, f)
@@ -211,8 +223,12 @@ func (d *datagrams) pass(p *packet, data []byte) {
 	if d.Proto == "icmp" {
 		err = d.sendEcho(p)
 	} else {
-		d.raw.Control(func(fd uintptr) { sys.ForbidFragments(int(fd), p.v6, p.df) })
-		_, err = d.conn.Write(data)
+		err = d.write(p, data, p.df)
+		if errors.Is(err, syscall.EMSGSIZE) {
+			// In the box all fits the link, so that its kernel forbids fragments of what any program
+			// sends (IP_PMTUDISC_WANT, ip(7)): it would make them itself, did it know the real link.
+			err = d.write(p, data, false)
+		}
 	}
 	switch {
 	case err == nil:
@@ -232,6 +248,13 @@ func (d *datagrams) pass(p *packet, data []byte) {
 	default:
 		d.said(err)
 	}
+}
+
+// write sends a datagram, whole or not at all when one says so.
+func (d *datagrams) write(p *packet, data []byte, one bool) error {
+	d.raw.Control(func(fd uintptr) { sys.ForbidFragments(int(fd), p.v6, one) })
+	_, err := d.conn.Write(data)
+	return err
 }
 
 // said gives the box what the network says of its packets. The flow goes on.

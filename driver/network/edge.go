@@ -123,7 +123,7 @@ func (n *Network) read() {
 			l.c.Close()
 			if err := n.rejoin(l); err != nil {
 				l.close()
-				if n.ctx.Err() == nil {
+				if n.ctx.Err() == nil && err != errAborted {
 					n.trouble(err)
 				}
 				return

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -39,9 +40,10 @@ type flow struct {
 	resets                          atomic.Int32  // of the box, behind both
 
 	mu        sync.Mutex
-	opened    bool // its begin is in the log
-	accepted  bool // the stack has its SYN
-	told      bool // what it said of itself is in the log
+	opened    bool     // its begin is in the log
+	accepted  bool     // the stack has its SYN
+	told      bool     // what it said of itself is in the log
+	asked     []string // names that the resolver knows its address by, whatever it said itself
 	over      bool
 	reason    string
 	roundTrip func() (int64, bool) // asks for the round-trip time
@@ -68,12 +70,39 @@ func (f *flow) names(name string) described {
 	return f.described
 }
 
+// decideAgain asks the policy about a flow as it is known now. The name that it says itself
+// forbids and never opens: what the policy says of it without that name holds too.
+func (n *Network) decideAgain(f *flow) core.FlowDecision {
+	f.mu.Lock()
+	said, asked := f.described, f.described
+	asked.Names = f.asked
+	f.mu.Unlock()
+	d := n.decide(&said)
+	if k := n.decide(&asked); k.Stance < d.Stance && !k.Later {
+		d = k
+	}
+	return d
+}
+
+// knownName is the flow's name when an answer of the resolver gave it its address.
+func (f *flow) knownName() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch {
+	case len(f.asked) == 0:
+		return ""
+	case len(f.Names) > 0 && slices.Contains(f.asked, f.Names[0]):
+		return f.Names[0]
+	}
+	return f.asked[0]
+}
+
 func (f *flow) number() string { return strconv.FormatUint(f.id, 10) }
 
 // admit makes a flow for key, or nil when there is one, there are too many or the network
 // ends. owner is the process that opens it.
 func (n *Network) admit(key flowKey, d described, owner Owner) *flow {
-	f := &flow{n: n, key: key, described: d, owner: owner, start: time.Now()}
+	f := &flow{n: n, key: key, described: d, owner: owner, start: time.Now(), asked: d.Names}
 	f.ctx, f.cancel = context.WithCancel(n.ctx)
 	n.mu.Lock()
 	defer n.mu.Unlock()

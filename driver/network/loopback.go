@@ -67,15 +67,18 @@ func (n *Network) given(c *net.TCPConn, a netip.AddrPort) {
 	defer opened()
 	from := addrPortOf(c.RemoteAddr())
 	key := flowKey{protoTCP, from, a}
-	owner := n.owners.of("tcp", from, a)
+	var owner Owner // of another session of the box, which has one loopback with this, nobody is known
+	if n.owners.mine("tcp", from, a) {
+		owner = n.owners.of("tcp", from, a)
+	}
 	d := n.describe("tcp", a, owner)
 	d.taken = true
-	dec := n.decide(&d)
 	f := n.admit(key, d, owner)
 	if f == nil {
 		abort(c)
 		return
 	}
+	dec := n.decide(&d) // once the flow is there to be found by who changes the policy
 	if dec.Stance == core.Ask {
 		dec = n.ask(f, dec)
 	}

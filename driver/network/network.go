@@ -2,7 +2,6 @@ package network
 
 import (
 	"context"
-	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -194,8 +193,15 @@ func (w Owner) by(op *core.Operation) *core.Operation {
 // from that socket is its. cookie is 0 when it could not be found out.
 func (n *Network) Saw(cookie uint64, proto string, dst netip.AddrPort, who Owner) {
 	n.owners.saw(cookie, proto, dst, who)
-	if w := n.wire.Load(); w != nil && cookie != 0 {
-		if l, ok := (*w).(*lane); ok {
+	if h := n.host.Load(); h != nil && proto == "icmp" {
+		h.reached(dst.Addr(), nil)
+	}
+	if w := n.wire.Load(); w != nil {
+		l, guest := (*w).(*lane)
+		switch {
+		case guest && proto == "icmp":
+			l.pings(dst.Addr())
+		case guest && cookie != 0:
 			l.saw(cookie)
 		}
 	}
@@ -225,8 +231,10 @@ func (n *Network) Cut(number string) int {
 // PolicyChanged ends the flows that the policy no longer allows.
 func (n *Network) PolicyChanged() int {
 	return n.cut(func(f *flow) bool {
-		v := f.view()
-		d := n.decide(&v)
+		if f.view().surface == core.NetIn {
+			return false // who comes in is let in by what is published, not by rules for what goes out
+		}
+		d := n.decideAgain(f)
 		return d.Stance == core.Block && !d.Later
 	}, "policy")
 }
@@ -317,24 +325,6 @@ func (n *Network) placeOf(a netip.Addr) core.Place {
 		n.hood, n.hoodAt = neighbourhood(), now
 	}
 	return n.hood.PlaceOf(a)
-}
-
-func neighbourhood() (h core.Neighbourhood) {
-	as, err := net.InterfaceAddrs()
-	if err != nil {
-		// Nothing is known to be near, so everything is taken to be.
-		h.OnLink = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
-		return h
-	}
-	for _, a := range as {
-		p, err := netip.ParsePrefix(a.String())
-		if err != nil {
-			continue
-		}
-		h.Own = append(h.Own, p.Addr().Unmap().WithZone(""))
-		h.OnLink = append(h.OnLink, p.Masked())
-	}
-	return h
 }
 
 func (n *Network) upstreams() []netip.AddrPort {

@@ -81,13 +81,23 @@ func (o *owners) ours(p *packet) (cookie uint64, ours bool) {
 	if p.proto != protoTCP && p.proto != protoUDP {
 		return 0, false
 	}
+	return o.find(p.proto == protoTCP, p.src, p.dst)
+}
+
+// mine says whether the socket that has a flow is of a process of this session.
+func (o *owners) mine(proto string, local, remote netip.AddrPort) bool {
+	_, mine := o.find(proto == "tcp", local, remote)
+	return mine
+}
+
+func (o *owners) find(tcp bool, local, remote netip.AddrPort) (cookie uint64, mine bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.diag < 0 {
 		return 0, false
 	}
 	o.seq++
-	c, ok := sys.DiagCookie(o.diag, p.proto == protoTCP, p.src, p.dst, o.seq)
+	c, ok := sys.DiagCookie(o.diag, tcp, local, remote, o.seq)
 	if !ok {
 		return 0, false
 	}

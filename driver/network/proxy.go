@@ -38,8 +38,19 @@ func dialProxy(ctx context.Context, text string, f *flow) (net.Conn, error) {
 		if err != nil {
 			return nil, fmt.Errorf("proxy: %w", err)
 		}
-		c, err := d.(proxy.ContextDialer).DialContext(ctx, "tcp", to)
+		// Over a connection of our own: what is given back otherwise cannot be half-closed.
+		by, ok := d.(interface {
+			DialWithConn(ctx context.Context, c net.Conn, network, address string) (net.Addr, error)
+		})
+		if !ok {
+			return nil, errors.New("proxy: no dialer of connections")
+		}
+		c, err := plain.DialContext(ctx, "tcp", u.Host)
 		if err != nil {
+			return nil, fmt.Errorf("proxy: %w", err)
+		}
+		if _, err := by.DialWithConn(ctx, c, "tcp", to); err != nil {
+			c.Close()
 			return nil, fmt.Errorf("proxy: %w", err)
 		}
 		return c, nil

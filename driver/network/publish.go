@@ -41,6 +41,10 @@ func (n *Network) publish(p core.Publish) error {
 				}
 				continue
 			}
+			if n.full.Load() { // as much as the limit lets it carry
+				abort(c)
+				continue
+			}
 			select {
 			case n.openings <- struct{}{}:
 				n.wg.Go(func() { n.accepted(p, c.(*net.TCPConn)) })
@@ -156,6 +160,9 @@ func (n *Network) publishUDP(p core.Publish) error {
 				}
 				continue // what an earlier answer has come back with
 			}
+			if n.full.Load() {
+				continue
+			}
 			d := peers[from]
 			if d == nil || d.ctx.Err() != nil {
 				if d = n.peer(p, c, from); d == nil {
@@ -169,6 +176,9 @@ func (n *Network) publishUDP(p core.Publish) error {
 				peers[from] = d
 			}
 			d.lastUsed.Store(time.Now().UnixNano())
+			if lim := n.down; lim != nil && !lim.AllowN(time.Now(), min(k, lim.Burst())) {
+				continue
+			}
 			d.pktsIn.Add(1)
 			d.received.Add(uint64(k))
 			n.carry(k, nil)

@@ -204,6 +204,37 @@ func (r *resolver) decide(ctx context.Context, q *question, asked netip.AddrPort
 	return v
 }
 
+// lookUp asks for an address of a name that a flow has said, as if the box had asked: whether
+// a name may be asked for, and what it is bound to, is the same. It is on record as what it is.
+func (r *resolver) lookUp(ctx context.Context, name string, a netip.Addr, who Owner) {
+	began := time.Now()
+	b := append(make([]byte, headerSize), nameBytes(name)...)
+	typ := uint16(typeA)
+	if a.Is6() {
+		typ = typeAAAA
+	}
+	b = binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(b, typ), classIN)
+	b[2], b[5] = flagRecurse>>8, 1
+	q, rcode, _ := parseQuestion(b)
+	if rcode != rcodeOK {
+		return
+	}
+	at := netip.AddrPortFrom(resolverAddr4, 53)
+	v := r.decide(ctx, &q, at)
+	if v.why == "" {
+		v.why = "a flow says it"
+	}
+	r.log(began, &q, &v, who, at)
+}
+
+// nameBytes is a canonical name as it is sent.
+func nameBytes(name string) (b []byte) {
+	for label := range strings.SplitSeq(name, ".") {
+		b = append(append(b, byte(len(label))), label...)
+	}
+	return append(b, 0)
+}
+
 // forward has a question answered outside.
 func (r *resolver) forward(ctx context.Context, q *question, v *ruling) {
 	m, from, err := r.ask(ctx, q)
@@ -315,7 +346,8 @@ const fakeTTL = 60
 // fake answers a question for an address from the pool; of anything else there is none.
 func (r *resolver) fake(q *question, v *ruling) {
 	switch {
-	case q.name == "." || reverse(q.name):
+	case q.name == "." || reverse(q.name),
+		hostName(q.name) == "": // an address, of the proxy's own network perhaps: none of them is the Internet's by being called so
 		v.rcode = rcodeNoName
 	case q.typ == typeA || q.typ == typeAAAA:
 		v.address(q, r.Names.fake(q.name, q.typ == typeAAAA))
@@ -418,7 +450,6 @@ func (t *tunnelAlarm) operation(at time.Time, who Owner) *core.Operation {
 		Detail: core.Detail{"questions": fmt.Sprint(t.questions), "distinct": fmt.Sprint(t.distinct), "bytes": fmt.Sprint(t.bytes), "why": t.why}}
 }
 
-// leadsTo asks outside whether a name that a flow gives itself leads to where the flow goes:
 // only then may the name open it. The question is one of the flow's, and on record as that.
 func (n *Network) leadsTo(ctx context.Context, name string, a netip.Addr, who Owner) bool {
 	query := make([]byte, 12, 12+len(name)+6)

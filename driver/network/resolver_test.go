@@ -557,6 +557,11 @@ func TestBehindAProxyNoQuestionLeaves(t *testing.T) {
 		{"1.0.18.198.in-addr.arpa.", dnsmessage.TypePTR, "NXDOMAIN", ""},
 		{"bad.example.", dnsmessage.TypeA, "NXDOMAIN", ""},
 		{"localhost.", dnsmessage.TypeA, "NOERROR", "A 127.0.0.1"},
+		// A proxy would take them for addresses, of its own machine and network.
+		{"127.0.0.1.", dnsmessage.TypeA, "NXDOMAIN", ""},
+		{"169.254.169.254.", dnsmessage.TypeAAAA, "NXDOMAIN", ""},
+		{"127.1.", dnsmessage.TypeA, "NXDOMAIN", ""},
+		{"0x7f000001.", dnsmessage.TypeA, "NXDOMAIN", ""},
 	} {
 		m, op := l.do(asks(t, c.name, c.typ, 0), false)
 		if op.Detail["rcode"] != c.rcode || op.Detail["answers"] != c.answers || len(m.Answers) != strings.Count(c.answers, " ") {

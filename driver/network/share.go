@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sandglass/sandglass/core"
 	"github.com/sandglass/sandglass/driver/sys"
 )
 
@@ -22,6 +23,7 @@ import (
 // processes open, so that each session's policy decides on them and its log has them.
 //
 //	guest -> host   'S' cookie      a process of mine has this socket
+//	                'I' address     one reaches for it by ICMP
 //	                'P' packet      for the box
 //	host -> guest   'T' + device    once, to go on with when I end
 //	                'P' packet      from the box
@@ -77,7 +79,7 @@ func (d *device) send(head [sys.VnetHeader]byte, parts [][]byte) (err error) {
 }
 
 const (
-	msgSaw, msgPacket, msgTake = 'S', 'P', 'T'
+	msgSaw, msgPing, msgPacket, msgTake = 'S', 'I', 'P', 'T'
 
 	maxGuests   = 64
 	maxRoutes   = 16384
@@ -96,10 +98,17 @@ type lane struct {
 
 func (l *lane) close() {
 	l.c.Close()
-	if l.take >= 0 {
-		sys.CloseFD(l.take)
-		l.take = -1
+	if fd := l.taken(); fd >= 0 {
+		sys.CloseFD(fd)
 	}
+}
+
+// taken hands over the device that came with the lane, once; -1 afterwards.
+func (l *lane) taken() (fd int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	fd, l.take = l.take, -1
+	return fd
 }
 
 func (l *lane) read(buf []byte) ([]byte, error) {
@@ -127,10 +136,16 @@ func (l *lane) send(head [sys.VnetHeader]byte, parts [][]byte) error {
 	return err
 }
 
-func (l *lane) saw(cookie uint64) {
+func (l *lane) saw(cookie uint64) { l.tell(binary.NativeEndian.AppendUint64([]byte{msgSaw}, cookie)) }
+
+func (l *lane) pings(a netip.Addr) {
+	b := a.As16()
+	l.tell(append([]byte{msgPing}, b[:]...))
+}
+
+func (l *lane) tell(b []byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	b := binary.NativeEndian.AppendUint64([]byte{msgSaw}, cookie)
 	l.c.SetWriteDeadline(time.Now().Add(guestBehind))
 	l.c.Write(b)
 }
@@ -143,6 +158,7 @@ type host struct {
 	guests []*lane
 	books  [2]map[uint64]*lane // sockets, by cookie: the younger, and the one before it
 	routes [2]map[flowKey]*lane
+	pings  map[netip.Addr]*lane
 	news   chan struct{} // closed, and made anew, when something was learned
 }
 
@@ -180,7 +196,7 @@ func (n *Network) beHost() (*host, error) {
 		return fail(err)
 	}
 	l.SetUnlinkOnClose(false)
-	return &host{l: l, lock: lock, news: make(chan struct{}), books: [2]map[uint64]*lane{{}, {}}, routes: [2]map[flowKey]*lane{{}, {}}}, nil
+	return &host{l: l, lock: lock, news: make(chan struct{}), pings: map[netip.Addr]*lane{}, books: [2]map[uint64]*lane{{}, {}}, routes: [2]map[flowKey]*lane{{}, {}}}, nil
 }
 
 func (h *host) close() {
@@ -235,6 +251,11 @@ func (h *host) leave(g *lane) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.guests = slices.DeleteFunc(h.guests, func(x *lane) bool { return x == g })
+	for a, x := range h.pings {
+		if x == g {
+			delete(h.pings, a)
+		}
+	}
 	for i := range h.books {
 		for k, x := range h.books[i] {
 			if x == g {
@@ -260,6 +281,8 @@ func (n *Network) serveGuest(h *host, g *lane, dev *device) {
 		switch {
 		case buf[0] == msgSaw && k == 9:
 			h.learn(binary.NativeEndian.Uint64(buf[1:]), g)
+		case buf[0] == msgPing && k == 17:
+			h.reached(netip.AddrFrom16([16]byte(buf[1:])), g)
 		case buf[0] == msgPacket && k > 1+sys.VnetHeader:
 			b := buf[1+sys.VnetHeader : k]
 			if key, ok := towardsBox(b); ok {
@@ -318,22 +341,12 @@ func (n *Network) elsewhere(p *packet, head [sys.VnetHeader]byte, known *flow) b
 	g, news, any := h.lookUp(key, 0)
 	opens := p.proto != protoTCP || p.segment[13]&(flagSYN|flagACK) == flagSYN
 	if g == nil && any && opens {
-		until := time.NewTimer(guestBehind)
-		defer until.Stop()
-		cookie, ours := n.owners.ours(p)
-		for waiting := true; !ours && g == nil && cookie != 0 && waiting; {
-			if g, news, _ = h.lookUp(key, cookie); g != nil {
-				break
-			}
-			select {
-			case <-news:
-			case <-until.C:
-				waiting = false
-			}
-			_, ours = n.owners.ours(p)
-		}
-		if g != nil {
+		var mine bool
+		if g, mine = n.whose(h, p, news); g != nil {
 			h.route(key, g)
+		} else if !mine {
+			n.nobodys(p)
+			return true
 		}
 	}
 	if g == nil {
@@ -341,6 +354,78 @@ func (n *Network) elsewhere(p *packet, head [sys.VnetHeader]byte, known *flow) b
 	}
 	g.send(head, [][]byte{p.whole})
 	return true
+}
+
+// whose finds out which session a packet that begins something is of: a guest's, or this one's
+// own. It is neither's when the socket cannot be found any more: who sends and closes would
+// choose by whose policy.
+func (n *Network) whose(h *host, p *packet, news <-chan struct{}) (g *lane, mine bool) {
+	if p.proto == protoUDP {
+		n.mu.RLock()
+		_, mine = n.inbound[p.dst]
+		n.mu.RUnlock()
+		if mine {
+			return nil, true
+		}
+	}
+	until := time.NewTimer(guestBehind)
+	defer until.Stop()
+	for {
+		if p.proto != protoTCP && p.proto != protoUDP {
+			var known bool
+			if g, known, news = h.pinger(p.dst.Addr()); known {
+				return g, g == nil
+			}
+		} else {
+			cookie, ours := n.owners.ours(p)
+			if ours || cookie == 0 {
+				return nil, ours
+			}
+			if g, news, _ = h.lookUp(p.key(), cookie); g != nil {
+				return g, false
+			}
+		}
+		select {
+		case <-news:
+		case <-until.C:
+			return nil, false
+		}
+	}
+}
+
+// nobodys refuses a packet of which nobody knows whose it is.
+func (n *Network) nobodys(p *packet) {
+	proto, act := map[uint8]string{protoTCP: "tcp", protoUDP: "udp"}[p.proto], core.ActSend
+	if proto == "" {
+		proto = "icmp"
+	}
+	if proto != "udp" {
+		act = core.ActConnect
+	}
+	v := n.describe(proto, p.dst, Owner{})
+	n.capturePacket(true, p.whole, nil)
+	n.refuse(&v, p.key(), act, Owner{}, "nobody's socket", v.refusal())
+	n.write(nil, icmpError(p, prohibited, 0))
+}
+
+// reached notes who has last reached for an address by ICMP, whose sockets cannot be asked
+// after (sock_diag(7)): g, or this session when it is nil.
+func (h *host) reached(a netip.Addr, g *lane) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.pings) >= maxSockets {
+		clear(h.pings)
+	}
+	h.pings[a.Unmap().WithZone("")] = g
+	close(h.news)
+	h.news = make(chan struct{})
+}
+
+func (h *host) pinger(a netip.Addr) (g *lane, known bool, news <-chan struct{}) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	g, known = h.pings[a]
+	return g, known, h.news
 }
 
 // towardsBox is the key of a flow that a packet to the box belongs to.
@@ -433,6 +518,27 @@ func (n *Network) have(d *device) error {
 	return nil
 }
 
+// wired makes w the network's wire, unless it has been closed meanwhile: who closes it closes
+// the wire that it finds.
+func (n *Network) wired(w wire, h *host) bool {
+	n.mu.Lock()
+	closed := n.closed
+	if !closed {
+		n.wire.Store(&w)
+		if h != nil {
+			n.host.Store(h)
+		}
+	}
+	n.mu.Unlock()
+	if closed {
+		w.close()
+		if h != nil {
+			h.close()
+		}
+	}
+	return !closed
+}
+
 // rejoin finds a wire again when the session that had the device has ended: the device
 // itself, or another session that has got it. left is the lane to the one that ended.
 func (n *Network) rejoin(left *lane) error {
@@ -441,25 +547,30 @@ func (n *Network) rejoin(left *lane) error {
 		if n.ctx.Err() != nil {
 			return n.ctx.Err()
 		}
-		if left != nil && left.take >= 0 {
+		if left != nil {
 			if h, err := n.beHost(); err == nil {
-				d, err := newDevice(left.take)
-				left.take = -1
+				fd := left.taken()
+				if fd < 0 { // closed meanwhile
+					h.close()
+					return errAborted
+				}
+				d, err := newDevice(fd)
 				if err != nil {
 					h.close()
 					return err
 				}
-				var w wire = d
-				n.wire.Store(&w)
-				n.host.Store(h)
+				if !n.wired(d, h) {
+					return errAborted
+				}
 				n.wg.Go(func() { n.serveGuests(h, d) })
 				return nil
 			}
 		}
 		l, err := n.beGuest()
 		if err == nil {
-			var w wire = l
-			n.wire.Store(&w)
+			if !n.wired(l, nil) {
+				return errAborted
+			}
 			return nil
 		}
 		if last = err; errors.Is(err, syscall.ENOENT) && left == nil {

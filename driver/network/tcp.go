@@ -238,7 +238,23 @@ func (n *Network) forward(r *tcp.ForwarderRequest) {
 		return
 	}
 	ep.SocketOptions().SetDelayOption(false)
-	n.wg.Go(func() { c.serve(&inner{ep: ep, wq: &wq}) })
+	n.mu.RLock()
+	closed := n.closed
+	if !closed { // the stack's goroutine, this one, is not waited for
+		n.wg.Add(1)
+	}
+	n.mu.RUnlock()
+	if closed {
+		ep.Abort()
+		if c.conn != nil {
+			c.conn.Close()
+		}
+		return
+	}
+	go func() {
+		defer n.wg.Done()
+		c.serve(&inner{ep: ep, wq: &wq})
+	}()
 }
 
 func addrPort(a tcpip.Address, port uint16) netip.AddrPort {
@@ -269,6 +285,7 @@ func (c *connection) serve(in *inner) {
 			return
 		}
 		c.sent.Add(uint64(len(first)))
+		c.n.carry(len(first), nil)
 	}
 	c.relay(in, first)
 }
@@ -289,8 +306,9 @@ func (c *connection) hear(in *inner) (first []byte, ok bool) {
 	if c.ctx.Err() != nil {
 		return nil, false
 	}
-	dec := c.named(e.name)
-	d := c.view()
+	c.verify(e.name)
+	d := c.names(e.name)
+	dec := c.n.decideAgain(c.flow)
 	if dec.Stance == core.Ask {
 		dec = c.n.ask(c.flow, dec)
 	}
@@ -311,23 +329,24 @@ func (c *connection) hear(in *inner) (first []byte, ok bool) {
 	return first, true
 }
 
-// named decides about a flow that has said its name, or will say none. A name of the box's own
-// telling opens nothing: where one would, it is asked for, and must lead to where the flow goes.
-func (c *connection) named(name string) core.FlowDecision {
-	plain := c.names("")
-	without := c.n.decide(&plain)
-	if name == "" {
-		return without
+// verify finds out whether the name that a held flow says is one of its address's. Rules that
+// let a name through need that: who connects can say any.
+func (c *connection) verify(name string) {
+	if name == "" || c.n.o.Policy().Network.Proxy != "" {
+		return
 	}
-	claimed := plain
-	claimed.Names = []string{name}
-	with := c.n.decide(&claimed)
-	if with.Stance > without.Stance && c.n.o.Policy().Network.Proxy == "" && !c.n.leadsTo(c.ctx, name, c.Addr.Addr(), c.owner) {
-		without.Rule += " (" + name + " leads elsewhere)"
-		return without
+	d := c.view()
+	d.Heard = true
+	without := c.n.decide(&d)
+	d.Names = []string{name}
+	if with := c.n.decide(&d); with.Stance == core.Block || without.Stance == core.Allow {
+		return // it opens nothing
 	}
-	c.names(name)
-	return with
+	c.n.resolver.lookUp(c.ctx, name, c.Addr.Addr(), c.owner)
+	known := c.n.names.of(time.Now(), c.Addr.Addr())
+	c.mu.Lock()
+	c.asked = known
+	c.mu.Unlock()
 }
 
 // relay carries bytes both ways until both have ended, or one has failed.
@@ -681,7 +700,7 @@ func (f *flow) heard(e *ear) bool {
 	d := f.names(e.name)
 	dec := core.FlowDecision{Stance: core.Allow, Rule: "supervisor"}
 	if e.name != "" && (f.n.o.Policy().Network.HasNames() || core.OtherDNS(&d.Flow)) {
-		dec = f.n.decide(&d)
+		dec = f.n.decideAgain(f)
 		if dec.Stance == core.Ask {
 			dec.Stance = core.Allow // it was asked about when it began
 		}
