@@ -19,6 +19,7 @@ import (
 
 func init() {
 	programs["echoserver"] = func() { echoServer(os.Args[1]); fmt.Println("end") }
+	programs["leave"] = func() { leave(os.Args[1]); fmt.Println("end") }
 	programs["held"] = func() { held(os.Args[1]); fmt.Println("end") }
 	programs["talk"] = func() { talk(os.Args[1]); fmt.Println("end") }
 }
@@ -50,6 +51,19 @@ func held(addr string) {
 	_, err = io.Copy(io.Discard, c)
 	fmt.Println("ended", err)
 }
+
+// leave connects, sends much and ends at once.
+func leave(addr string) {
+	c, err := net.DialTimeout("tcp", addr, 10*time.Second)
+	if err == nil {
+		_, err = c.Write(make([]byte, leaveBytes))
+	}
+	if err != nil {
+		fmt.Println(err)
+	}
+}
+
+const leaveBytes = 1 << 20
 
 // talk connects, and says what is sent to it.
 func talk(addr string) {
@@ -439,5 +453,22 @@ func TestLoopbackOfAnotherSession(t *testing.T) {
 	}
 	if len(pids) != 2 || pids[0] == 0 || pids[1] != 0 {
 		t.Errorf("the first has on record processes %d", pids)
+	}
+}
+
+// What a program has sent when it ends arrives, though its session ends with it.
+func TestWhatWasSentArrives(t *testing.T) {
+	mustOwnNet(t)
+	l := newLab(t)
+	addr, conns := listener(t)
+	got := make(chan int64, 1)
+	go func() {
+		c := <-conns
+		n, _ := io.Copy(io.Discard, c)
+		got <- n
+	}()
+	l.boxed(runOpts{policy: rules("allow " + addr)}, "leave", addr)
+	if n := <-got; n != leaveBytes {
+		t.Errorf("%d of %d bytes arrived", n, leaveBytes)
 	}
 }

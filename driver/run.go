@@ -227,6 +227,9 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 	s.performer.end()
 	s.relays.close()
 	if s.net != nil {
+		if r.why() == "" && ctx.Err() == nil {
+			s.net.Drain()
+		}
 		s.net.Close()
 	}
 	s.l.Close()

@@ -140,6 +140,7 @@ func (n *Network) read() {
 // receive takes one packet, which is the caller's again afterwards.
 func (n *Network) receive(head [sys.VnetHeader]byte, b []byte) {
 	p, ok := parsePacket(b)
+	n.packets.Add(1)
 	if !ok || p.src.Addr() != Box4 && p.src.Addr() != Box6 {
 		return
 	}

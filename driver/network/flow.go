@@ -38,6 +38,7 @@ type flow struct {
 	rtt                             atomic.Int64  // microseconds; 0: unknown
 	boxFin, ourFin                  atomic.Bool   // of TCP: that side has sent its FIN
 	resets                          atomic.Int32  // of the box, behind both
+	uploaded                        atomic.Bool   // all that the box has sent is outside
 
 	mu        sync.Mutex
 	opened    bool     // its begin is in the log

@@ -118,7 +118,11 @@ func (f *flow) between(box, out *net.TCPConn) {
 		lim      *rate.Limiter
 	}{{out, box, &f.sent, f.n.up}, {box, out, &f.received, f.n.down}} {
 		both.Go(func() {
-			if errs[i] = f.pump(w.to, w.from, w.count, w.lim); errs[i] != nil {
+			errs[i] = f.pump(w.to, w.from, w.count, w.lim)
+			if w.from == box {
+				f.uploaded.Store(true)
+			}
+			if errs[i] != nil {
 				abort(box)
 				abort(out)
 			}

@@ -82,8 +82,9 @@ type Network struct {
 	next      atomic.Uint64 // number of the last flow
 	openings  chan struct{} // flows that are being opened
 	questions chan struct{}
-	carried   atomic.Int64 // bytes, both ways together
-	full      atomic.Bool  // as much as the limit lets it carry
+	packets   atomic.Uint64 // that came from the box
+	carried   atomic.Int64  // bytes, both ways together
+	full      atomic.Bool   // as much as the limit lets it carry
 	up, down  *rate.Limiter
 
 	near   sync.Mutex
@@ -141,6 +142,50 @@ func start(o Options, w wire) (*Network, error) {
 	n.wg.Go(n.read)
 	n.wg.Go(n.tick)
 	return n, nil
+}
+
+const (
+	drainMost  = 10 * time.Second // of waiting, in all
+	drainStill = time.Second      // without a byte going on
+	drainLook  = 3 * time.Millisecond
+	drainQuiet = 3 // looks without a packet
+)
+
+// Drain waits until what the box's processes had sent when they ended is outside: their
+// kernel would go on sending for them, too. It gives up when nothing moves any more.
+func (n *Network) Drain() {
+	if n.packets.Load() == 0 && n.next.Load() == 0 {
+		return
+	}
+	end := time.Now().Add(drainMost)
+	moved, quiet := time.Now(), 0
+	for last := uint64(0); time.Now().Before(end) && time.Since(moved) < drainStill; {
+		waiting, sum := n.undelivered()
+		if sum += n.packets.Load(); sum != last {
+			last, moved, quiet = sum, time.Now(), 0
+		} else if quiet++; quiet >= drainQuiet && waiting == 0 {
+			return
+		}
+		if !rest(n.ctx, drainLook) {
+			return
+		}
+	}
+}
+
+// undelivered counts the connections that may hold something that the box has sent, and what
+// all have carried.
+func (n *Network) undelivered() (k int, carried uint64) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	for _, f := range n.flows {
+		carried += f.sent.Load()
+		f.mu.Lock()
+		if f.key.proto == protoTCP && (f.accepted || f.opened) && !f.over && !f.uploaded.Load() {
+			k++
+		}
+		f.mu.Unlock()
+	}
+	return k, carried
 }
 
 // Close ends every flow and all that the network has begun. Log is called for the last time

@@ -376,7 +376,9 @@ func (f *flow) carryBoth(in *inner, out net.Conn, e *ear) {
 	var both sync.WaitGroup
 	var errOut, errIn error
 	both.Go(func() { // box to outside
-		if errOut = f.upload(in, out, e); errOut != nil {
+		errOut = f.upload(in, out, e)
+		f.uploaded.Store(true)
+		if errOut != nil {
 			f.giveUp(in, out, errOut)
 		}
 	})
