@@ -92,13 +92,21 @@ func (s *supervisor) ownNet(p peerCall, ap netip.AddrPort, local bool) (answer, 
 	return answer{}, true
 }
 
+// offered lists the ports of this machine's loopback that p lets a box connect to, but for the
+// sandbox's own: nobody is to think that he is connected with them.
+func (r *run) offered(p *core.Policy) []netip.AddrPort {
+	return slices.DeleteFunc(p.Network.Loopback(), func(a netip.AddrPort) bool {
+		return r.o.Guarded != nil && slices.Contains(r.o.Guarded(), a.Port())
+	})
+}
+
 // loopback gives the box, on its own loopback, the ports of this machine's that p lets it
 // connect to. A port that it has itself stays its own.
 func (r *run) loopback(p *core.Policy) {
 	r.giving.Lock()
 	defer r.giving.Unlock()
 	var fresh []netip.AddrPort
-	for _, a := range p.Network.Loopback() {
+	for _, a := range r.offered(p) {
 		if !r.given[a] {
 			fresh = append(fresh, a)
 		}

@@ -108,6 +108,7 @@ type run struct {
 	over      bool // the session is killed, or its init has ended
 	giving    sync.Mutex
 	given     map[netip.AddrPort]bool // ports of the machine that the box has on its loopback
+	first     []netip.AddrPort        // those that it begins with
 	listening chan []int              // the stage's word that it listens; 1 deep
 	noNet     string                  // why it has no network of its own, though it should
 }
@@ -541,7 +542,8 @@ func (r *run) config(term *terminal) stageConfig {
 			cfg.RunData = map[string][]byte{strings.TrimPrefix(p, "/run"): data}
 		}
 	case core.NetOwn:
-		cfg.Listen = r.o.Policy.Network.Loopback()
+		r.first = r.offered(r.o.Policy)
+		cfg.Listen = r.first
 		cfg.Tun, cfg.V6 = true, hasIPv6Route()
 		data := resolvConf(readBounded("/etc/resolv.conf", 64<<10), cfg.V6)
 		cfg.RunData = map[string][]byte{resolvFile: data}
@@ -605,7 +607,7 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 		if err != nil {
 			return nil, err
 		}
-		r.give(s.net, r.o.Policy.Network.Loopback(), ready.FDs)
+		r.give(s.net, r.first, ready.FDs)
 	}
 	return s, nil
 }
