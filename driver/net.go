@@ -92,13 +92,21 @@ func (s *supervisor) ownNet(p peerCall, ap netip.AddrPort, local bool) (answer, 
 	return answer{}, true
 }
 
+// offered lists the ports of this machine's loopback that p lets a box connect to, but for the
+// sandbox's own: nobody is to think that he is connected with them.
+func (r *run) offered(p *core.Policy) []netip.AddrPort {
+	return slices.DeleteFunc(p.Network.Loopback(), func(a netip.AddrPort) bool {
+		return r.o.Guarded != nil && slices.Contains(r.o.Guarded(), a.Port())
+	})
+}
+
 // loopback gives the box, on its own loopback, the ports of this machine's that p lets it
 // connect to. A port that it has itself stays its own.
 func (r *run) loopback(p *core.Policy) {
 	r.giving.Lock()
 	defer r.giving.Unlock()
 	var fresh []netip.AddrPort
-	for _, a := range r.unguarded(p.Network.Loopback()) {
+	for _, a := range r.offered(p) {
 		if !r.given[a] {
 			fresh = append(fresh, a)
 		}
@@ -161,15 +169,6 @@ func (s *supervisor) serves(fd int32) {
 	if cookie, err := sys.SocketCookie(sock); err == nil {
 		s.net.Serves(cookie, network.Owner{PID: s.p.pid, Proc: s.p.id, Exe: s.p.exe})
 	}
-}
-
-// unguarded leaves out the ports on which the sandbox itself listens.
-func (r *run) unguarded(as []netip.AddrPort) []netip.AddrPort {
-	if r.o.Guarded == nil {
-		return as
-	}
-	guarded := r.o.Guarded()
-	return slices.DeleteFunc(as, func(a netip.AddrPort) bool { return slices.Contains(guarded, a.Port()) })
 }
 
 var errNoNetwork = errors.New("the session has no network of its own")

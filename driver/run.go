@@ -107,8 +107,8 @@ type run struct {
 	noted     bool // no more of that
 	over      bool // the session is killed, or its init has ended
 	giving    sync.Mutex
-	listens   []netip.AddrPort        // the first of these
 	given     map[netip.AddrPort]bool // ports of the machine that the box has on its loopback
+	first     []netip.AddrPort        // those that it begins with
 	listening chan []int              // the stage's word that it listens; 1 deep
 	noNet     string                  // why it has no network of its own, though it should
 }
@@ -545,8 +545,8 @@ func (r *run) config(term *terminal) stageConfig {
 			cfg.RunData = map[string][]byte{strings.TrimPrefix(p, "/run"): data}
 		}
 	case core.NetOwn:
-		r.listens = r.unguarded(r.o.Policy.Network.Loopback())
-		cfg.Listen = r.listens
+		r.first = r.offered(r.o.Policy)
+		cfg.Listen = r.first
 		cfg.Tun, cfg.V6 = true, hasIPv6Route()
 		data := resolvConf(readBounded("/etc/resolv.conf", 64<<10), cfg.V6)
 		cfg.RunData = map[string][]byte{resolvFile: data}
@@ -610,7 +610,7 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 		if err != nil {
 			return nil, err
 		}
-		r.give(s.net, r.listens, ready.FDs)
+		r.give(s.net, r.first, ready.FDs)
 	}
 	return s, nil
 }

@@ -321,8 +321,8 @@ func startInternet() (control *os.File, err error) {
 			"addr add 192.168.99.2/32 dev far0",
 			"addr add 2001:db8:99::2/128 dev far0 nodad",
 			"link set far0 up mtu 1500",
-			"route add 203.0.113.100 dev far0 src 192.168.99.2",
-			"route add 2001:db8:beef:96::/64 dev far0 src 2001:db8:99::2")
+			"route add 203.0.113.100 via 192.168.99.1 dev far0 onlink src 192.168.99.2",
+			"route add 2001:db8:beef:96::/64 via 2001:db8:99::1 dev far0 onlink src 2001:db8:99::2")
 	}
 	return ours, ip(lines...)
 }

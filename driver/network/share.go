@@ -338,11 +338,11 @@ func (n *Network) elsewhere(p *packet, head [sys.VnetHeader]byte, known *flow) b
 		return false
 	}
 	key := p.key()
-	g, news, any := h.lookUp(key, 0)
+	g, _, any := h.lookUp(key, 0)
 	opens := p.proto != protoTCP || p.segment[13]&(flagSYN|flagACK) == flagSYN
 	if g == nil && any && opens {
 		var mine bool
-		if g, mine = n.whose(h, p, news); g != nil {
+		if g, mine = n.whose(h, p); g != nil {
 			h.route(key, g)
 		} else if !mine {
 			n.nobodys(p)
@@ -359,7 +359,7 @@ func (n *Network) elsewhere(p *packet, head [sys.VnetHeader]byte, known *flow) b
 // whose finds out which session a packet that begins something is of: a guest's, or this one's
 // own. It is neither's when the socket cannot be found any more: who sends and closes would
 // choose by whose policy.
-func (n *Network) whose(h *host, p *packet, news <-chan struct{}) (g *lane, mine bool) {
+func (n *Network) whose(h *host, p *packet) (g *lane, mine bool) {
 	if p.proto == protoUDP {
 		n.mu.RLock()
 		_, mine = n.inbound[p.dst]
@@ -371,6 +371,7 @@ func (n *Network) whose(h *host, p *packet, news <-chan struct{}) (g *lane, mine
 	until := time.NewTimer(guestBehind)
 	defer until.Stop()
 	for {
+		var news <-chan struct{}
 		if p.proto != protoTCP && p.proto != protoUDP {
 			var known bool
 			if g, known, news = h.pinger(p.dst.Addr()); known {
