@@ -340,6 +340,9 @@ func (n *Network) elsewhere(p *packet, head [sys.VnetHeader]byte, known *flow) b
 	key := p.key()
 	g, _, any := h.lookUp(key, 0)
 	opens := p.proto != protoTCP || p.segment[13]&(flagSYN|flagACK) == flagSYN
+	if p.proto == protoTCP && opens {
+		g = nil // its port may have been another's: the socket tells
+	}
 	if g == nil && any && opens {
 		var mine bool
 		if g, mine = n.whose(h, p); g != nil {
@@ -382,7 +385,7 @@ func (n *Network) whose(h *host, p *packet) (g *lane, mine bool) {
 			if ours || cookie == 0 {
 				return nil, ours
 			}
-			if g, news, _ = h.lookUp(p.key(), cookie); g != nil {
+			if g, news, _ = h.lookUp(flowKey{}, cookie); g != nil {
 				return g, false
 			}
 		}

@@ -178,8 +178,11 @@ func (c *connection) failed(err error) {
 		c.n.write(nil, reset(p))
 		return
 	}
-	why := noHost
+	why, reason := noHost, "unreachable"
 	switch errno {
+	case syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL:
+		// The supervisor's own want, not what the network says.
+		reason, known = "limit", false
 	case syscall.ENETUNREACH:
 		why = noNetwork
 	case syscall.EACCES, syscall.EPERM:
@@ -190,7 +193,7 @@ func (c *connection) failed(err error) {
 		name = "EHOSTUNREACH"
 		c.n.trouble(err)
 	}
-	c.finish("unreachable", name)
+	c.finish(reason, name)
 	c.n.write(nil, icmpError(p, why, 0))
 }
 
