@@ -449,19 +449,3 @@ func (t *tunnelAlarm) operation(at time.Time, who Owner) *core.Operation {
 		Verdict: core.Allowed, Outcome: core.Performed, Rule: "tunnel", Leak: true,
 		Detail: core.Detail{"questions": fmt.Sprint(t.questions), "distinct": fmt.Sprint(t.distinct), "bytes": fmt.Sprint(t.bytes), "why": t.why}}
 }
-
-// only then may the name open it. The question is one of the flow's, and on record as that.
-func (n *Network) leadsTo(ctx context.Context, name string, a netip.Addr, who Owner) bool {
-	query := make([]byte, 12, 12+len(name)+6)
-	query[2], query[5] = 1, 1 // recursion desired; one question
-	for label := range strings.SplitSeq(name, ".") {
-		query = append(append(query, byte(len(label))), label...)
-	}
-	kind := byte(typeA)
-	if a.Is6() {
-		kind = typeAAAA
-	}
-	query = append(query, 0, 0, kind, 0, 1)
-	n.resolver.answer(ctx, query, true, who, netip.AddrPortFrom(Resolver4, 53))
-	return slices.Contains(n.names.of(time.Now(), a), name)
-}
