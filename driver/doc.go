@@ -21,6 +21,7 @@
 //	supervise.go the loop that answers trapped calls, and those on files
 //	guard.go     calls on processes, shared memory and interfaces of the kernel
 //	socket.go    calls that make sockets and reach for somebody
+//	net.go       the box's own network, which is package network's: whose sockets are whose
 //	relay.go     the bytes of granted connections, and nothing else
 //	device.go    devices, and the terminal's ioctls
 //	bus.go       the box's own session bus

@@ -12,12 +12,27 @@
 //
 // The parts:
 //
+//	network.go  the whole: starting, deciding, ending
+//	edge.go     packets of the box, taken apart, and those that are made for it
+//	link.go     the TCP/IP stack, and its side of the device
+//	tcp.go      connections: held, dialled, carried
+//	datagram.go UDP, and what is common to all datagrams
+//	echo.go     echo requests
+//	flow.go     what is known and logged of a flow
+//	owners.go   which process has which socket
+//	near.go     which addresses are this machine's and its neighbours'
+//	ask.go      flows that wait for a person
+//	publish.go  ports of this machine that lead into the box
+//	loopback.go ports of this machine's loopback that the box has on its own
+//	proxy.go    the way out through SOCKS5 or HTTP
+//	share.go    the sessions of one box, on one device
 //	names.go    which names the box knows an address by
 //	resolver.go the box's resolver: questions judged, answered
 //	upstream.go and asked outside
 //	message.go  what a DNS message holds
 //	tunnel.go   questions that carry data
-//	hello.go    what a flow says of itself: TLS server name, ALPN, certificate, HTTP host
+//	ear.go      what a flow says of itself,
+//	hello.go    as TLS and HTTP have it: server name, ALPN, certificate, host
 //	capture.go  pcapng
 package network
 
