@@ -153,6 +153,7 @@ func (l *lane) tell(b []byte) {
 // host is what the session that has the device knows of the others.
 type host struct {
 	l      *net.UnixListener
+	at     string // its file
 	lock   *os.File
 	mu     sync.Mutex
 	guests []*lane
@@ -196,7 +197,7 @@ func (n *Network) beHost() (*host, error) {
 		return fail(err)
 	}
 	l.SetUnlinkOnClose(false)
-	return &host{l: l, lock: lock, news: make(chan struct{}), pings: map[netip.Addr]*lane{}, books: [2]map[uint64]*lane{{}, {}}, routes: [2]map[flowKey]*lane{{}, {}}}, nil
+	return &host{l: l, at: filepath.Join(n.o.Share, shareSocket), lock: lock, news: make(chan struct{}), pings: map[netip.Addr]*lane{}, books: [2]map[uint64]*lane{{}, {}}, routes: [2]map[flowKey]*lane{{}, {}}}, nil
 }
 
 func (h *host) close() {
@@ -206,6 +207,7 @@ func (h *host) close() {
 		g.c.Close()
 	}
 	h.mu.Unlock()
+	os.Remove(h.at) // before the lock is another's, with a file of its own
 	h.lock.Close()
 }
 
