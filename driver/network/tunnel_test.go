@@ -112,7 +112,7 @@ var ordinary = []asking{
 		return pick(r, "deb.debian.org", "security.debian.org", "ftp2.de.debian.org", "de.archive.ubuntu.com", "_http._tcp.deb.debian.org", "debian.map.fastlydns.net")
 	}},
 	{name: "npm and its kin", every: 2 * time.Millisecond, n: 5000, q: func(r *rand.Rand, i int) string {
-		return pick(r, "registry.npmjs.org", "registry.yarnpkg.com", "codeload.github.com", "objects.githubusercontent.com", "proxy.golang.org", "files.pythonhosted.org")
+		return pick(r, "registry.npmjs.org", "registry.yarnpkg.com", "codeload.github.com", "objects.githubusercontent.com", "files.pythonhosted.org")
 	}},
 	{name: "machines of a cloud", every: 20 * time.Millisecond, n: 1500, q: func(r *rand.Rand, i int) string {
 		return fmt.Sprintf("ec2-%d-%d-%d-%d.%s.amazonaws.com", 3+r.IntN(50), r.IntN(256), r.IntN(256), r.IntN(256), pick(r, "compute-1", "eu-west-1.compute"))
