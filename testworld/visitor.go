@@ -167,8 +167,10 @@ func connect(at netip.AddrPort, kind int) (fd int, err error) {
 	if fd, err = syscall.Socket(family, kind|syscall.SOCK_CLOEXEC, 0); err != nil {
 		return -1, err
 	}
-	tv := syscall.NsecToTimeval(int64(patience))
-	for _, opt := range []int{syscall.SO_SNDTIMEO, syscall.SO_RCVTIMEO} {
+	for opt, wait := range map[int]time.Duration{syscall.SO_SNDTIMEO: 5 * patience, syscall.SO_RCVTIMEO: patience} {
+		// A router says that a host is unreachable once a second when many ask
+		// (net.ipv4.route.error_cost), and the kernel asks again after 1, 2, 4 ... seconds.
+		tv := syscall.NsecToTimeval(int64(wait))
 		if err := syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, opt, &tv); err != nil {
 			syscall.Close(fd)
 			return -1, err
