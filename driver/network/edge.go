@@ -3,6 +3,7 @@ package network
 import (
 	"encoding/binary"
 	"net/netip"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip/checksum"
 
@@ -200,7 +201,7 @@ func (n *Network) capturePacket(out bool, b []byte, f *flow) {
 			comment += ", process " + string(f.owner.Proc) + " " + f.owner.Exe
 		}
 	}
-	n.capture.packet(timeNow(), out, b, comment)
+	n.capture.packet(time.Now(), out, b, comment)
 }
 
 // ipHeader appends the IP header of a packet from src to dst that carries size bytes.

@@ -14,8 +14,6 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 )
 
-func timeNow() time.Time { return time.Now() }
-
 const nic = 1
 
 // Buffers of the stack's TCP. What a flow has in them grows with how fast it is; a slow or
