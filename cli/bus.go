@@ -187,6 +187,11 @@ func (b *bus) tend(ctx context.Context, say func(string, ...any), anew func()) {
 // look asks the server how it is, and says whether it was ill before.
 func (b *bus) look() (before bool) {
 	ill := b.server.Ill()
+	// A server that could not begin to write, as with a batch of messages, refuses and does
+	// not remember: it looks well.
+	if free, err := freeSpace(b.home); ill == nil && err == nil && free < fullBelow {
+		ill = events.ErrDiskFull
+	}
 	if ill != nil {
 		ill = fmt.Errorf("the event bus cannot write: %w", ill)
 	}
@@ -208,6 +213,9 @@ const tendEvery = time.Second
 
 // roomToTend is how much of the disk must be free for a server to be started anew.
 const roomToTend = 4 << 20
+
+// fullBelow is how little is free on a disk that counts as full.
+const fullBelow = 256 << 10
 
 func (b *bus) close() {
 	b.end()

@@ -214,7 +214,16 @@ func (s *Server) now() *server.Server {
 // of its disk for as long as it runs, and stores nothing more in the stream that met it,
 // whether or not the disk has room again: see [Server.Restart].
 func (s *Server) Ill() error {
-	h := s.now().Healthz(nil)
+	ns := s.now()
+	h := ns.Healthz(nil)
+	// It first asks whether the server has started and gives that a millisecond, which on a
+	// busy machine can be over before it looks.
+	for range 5 {
+		if !strings.Contains(h.Error, "ready for connections") || !ns.ReadyForConnections(5*time.Second) {
+			break
+		}
+		h = ns.Healthz(nil)
+	}
 	if strings.Contains(h.Error, syscall.ENOSPC.Error()) { // there is no more than its text
 		return ErrDiskFull
 	}
