@@ -18,12 +18,14 @@ import (
 // below its own folder.
 var mayImport = map[string][]string{
 	".":              {"cli", "driver"}, // driver for its re-exec stage, which must run before everything else
-	"cli":            {"core", "core/query", "driver", "events", "hooks", "store", "web"},
+	"cli":            {"core", "core/query", "core/settings", "driver", "driver/layers", "events", "hooks", "store", "web"},
 	"core":           {},
+	"core/settings":  {"core"},
 	"core/query":     {"core"},
 	"driver":         {"core"},
 	"driver/sys":     {},
 	"driver/network": {"core", "driver/sys"},
+	"driver/layers":  {"core", "core/settings", "driver/sys"},
 	"events":         {"core"},
 	"migrations":     {},
 	// tools stand alone: they use the built binary as a person does
@@ -34,7 +36,7 @@ var mayImport = map[string][]string{
 	// of tests and benchmarks alone: every package's tests may import it
 	"testworld": {"driver/sys"}, // tun devices
 	"store":     {"core", "core/query", "events", "migrations"},
-	"web":       {"core", "core/query", "events"},
+	"web":       {"core", "core/query", "core/settings", "events"},
 	"hooks":     {"core", "core/query", "events", "store"},
 }
 
@@ -59,8 +61,9 @@ var doors = map[string]string{
 
 // pure packages do no input or output: the same arguments give the same results for ever.
 var pure = map[string][]string{
-	"core":       {"os", "net", "net/http", "os/exec", "syscall", "path/filepath", "io/fs", "log", "log/slog"},
-	"core/query": {"os", "net", "net/http", "os/exec", "syscall", "path/filepath", "io/fs", "log", "log/slog"},
+	"core":          {"os", "net", "net/http", "os/exec", "syscall", "path/filepath", "io/fs", "log", "log/slog"},
+	"core/settings": {"os", "net", "net/http", "os/exec", "syscall", "path/filepath", "io/fs", "log", "log/slog"},
+	"core/query":    {"os", "net", "net/http", "os/exec", "syscall", "path/filepath", "io/fs", "log", "log/slog"},
 }
 
 const modulePath = "github.com/sandglass/sandglass"

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/driver/layers"
 )
 
 // boxFile is box.json.
@@ -175,3 +176,6 @@ func (h Home) BoxNames() ([]string, error) {
 	sort.Strings(names)
 	return names, nil
 }
+
+// removeLayers removes what a box holds, and its folder.
+func removeLayers(dir string) error { return layers.Dir(dir).Remove() }

@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sandglass/sandglass/core"
-	"github.com/sandglass/sandglass/driver"
+	"github.com/sandglass/sandglass/driver/layers"
 	"github.com/sandglass/sandglass/events"
 	"github.com/sandglass/sandglass/store"
 )
@@ -88,7 +88,7 @@ func newBoxRemove(p *printer) *cobra.Command {
 				if err != nil { // damaged, or what is left of a removal that was cut short
 					b = core.Box{Name: name}
 				}
-				if err = h.RemoveBox(name, driver.RemoveBox); err == nil {
+				if err = h.RemoveBox(name, removeLayers); err == nil {
 					err = noteBox(h, events.BoxRemove, b)
 				}
 				if err == nil {
@@ -129,10 +129,10 @@ func (h Home) boxInfo(name string) (*boxInfo, error) {
 		return nil, err
 	}
 	i := &boxInfo{Box: b, Running: []sessionRef{}}
-	if i.Bytes, i.Files, err = driver.BoxSize(h.box(name)); err != nil && !errors.Is(err, fs.ErrPermission) { // of closed folders
+	if i.Bytes, i.Files, err = layers.Dir(h.box(name)).Size(); err != nil && !errors.Is(err, fs.ErrPermission) { // of closed folders
 		return nil, fmt.Errorf("box %s: %w", name, err)
 	}
-	refs, err := driver.Running(h.box(name))
+	refs, err := layers.Dir(h.box(name)).Running()
 	if err != nil {
 		return nil, fmt.Errorf("box %s: %w", name, err)
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/sandglass/sandglass/core"
 	"github.com/sandglass/sandglass/driver"
+	"github.com/sandglass/sandglass/driver/layers"
 	"github.com/sandglass/sandglass/store"
 )
 
@@ -360,7 +361,7 @@ func (h Home) flowNamed(box, text string) (id flowID, err error) {
 	if n, err := strconv.ParseUint(number, 10, 63); err != nil || n == 0 {
 		return id, core.Hint(fmt.Errorf("flow %q: not a number", core.Shorten(text, 80)), "`sandglass flows "+box+" --open` lists them")
 	}
-	refs, err := driver.Running(h.box(box))
+	refs, err := layers.Dir(h.box(box)).Running()
 	switch {
 	case err != nil:
 		return id, err

@@ -320,7 +320,7 @@ func (o *runOptions) runSession(p *printer, command []string) (err error) {
 	if s.rm {
 		defer func() {
 			use.Unlock()
-			if rerr := h.RemoveBox(s.Box, driver.RemoveBox); rerr != nil {
+			if rerr := h.RemoveBox(s.Box, removeLayers); rerr != nil {
 				p.Error(fmt.Errorf("--rm: %w", rerr))
 			} else {
 				noteBox(h, events.BoxRemove, box)

@@ -18,9 +18,12 @@ const (
 	FilesExec        Surface = "files.exec"        // a program is executed
 	FilesHandle      Surface = "files.handle"      // a file is named by handle, past every path
 	FilesShare       Surface = "files.share"       // a network file system or a share
+	FilesPrivate     Surface = "files.private"     // a private place of the person: keys, tokens, profiles, mail
 	ProcessLife      Surface = "process.life"      // a process starts or ends
 	ProcessSignal    Surface = "process.signal"    // a process is signalled, or its priority, affinity or limits are set
 	ProcessMemory    Surface = "process.memory"    // a process is traced, or its memory or descriptors are read or written
+	SettingsDconf    Surface = "settings.dconf"    // the database of GSettings
+	SettingsWine     Surface = "settings.wine"     // a registry of Wine's
 	SettingsSysctl   Surface = "settings.sysctl"   // a setting of the kernel below /proc/sys or /sys
 	SettingsKeyring  Surface = "settings.keyring"  // the kernel's keyrings
 	IPCUnix          Surface = "ipc.unix"          // a Unix socket of a server, by path or abstract name
@@ -56,6 +59,8 @@ const (
 	SandboxLifecycle Surface = "sandbox.lifecycle" // what the supervisor itself did to the box
 	OutsideKill      Surface = "outside.kill"      // a process of the box died by a signal that no process of the box sent
 	OutsideTrace     Surface = "outside.trace"     // a process of the box is traced from outside
+	OutsideWrite     Surface = "outside.write"     // what the box holds was changed from outside
+	OutsideRead      Surface = "outside.read"      // what the box holds was read from outside
 )
 
 // SurfaceInfo says what a policy can do with a surface.
@@ -73,9 +78,12 @@ var surfaces = []SurfaceInfo{
 	{FilesExec, Allowed, []Verdict{Blocked}},
 	{FilesHandle, Blocked, nil},
 	{FilesShare, Blocked, nil},
+	{FilesPrivate, Blocked, nil},
 	{ProcessLife, Redirected, nil},
 	{ProcessSignal, Redirected, []Verdict{Blocked}},
 	{ProcessMemory, Redirected, []Verdict{Blocked}},
+	{SettingsDconf, Redirected, []Verdict{Blocked}},
+	{SettingsWine, Redirected, []Verdict{Blocked}},
 	{SettingsSysctl, Blocked, nil},
 	{SettingsKeyring, Blocked, []Verdict{Allowed}},
 	{IPCUnix, Blocked, []Verdict{Allowed}},
@@ -111,6 +119,8 @@ var surfaces = []SurfaceInfo{
 	{SandboxLifecycle, Allowed, nil},
 	{OutsideKill, Allowed, nil},
 	{OutsideTrace, Allowed, nil},
+	{OutsideWrite, Allowed, nil},
+	{OutsideRead, Allowed, nil},
 }
 
 // Surfaces lists the surfaces that this version reports, sorted by name.

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/driver/layers"
 	"github.com/sandglass/sandglass/driver/sys"
 )
 
@@ -53,7 +54,7 @@ func newLab(t *testing.T) *lab {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := removeTree(top); err != nil {
+		if err := layers.RemoveTree(top); err != nil {
 			t.Errorf("something is left: %v", err)
 		}
 	})
@@ -357,28 +358,28 @@ func TestABoxThatPutsALinkInTheWayOfItsNextSession(t *testing.T) {
 // The same where the way there is of another owner, and where a mount point has appeared.
 func TestNoLinkInALayerIsFollowed(t *testing.T) {
 	dir := t.TempDir()
-	b := boxDir(filepath.Join(dir, "box"))
-	outer := layer{Path: "/usr", Dir: "0"}
+	b := boxDir{layers.Dir(filepath.Join(dir, "box"))}
+	outer := layers.Layer{Path: "/usr", Dir: "0"}
 	real := filepath.Join(dir, "real")
-	for _, d := range []string{b.upper(outer), filepath.Join(real, "bin")} {
+	for _, d := range []string{b.Upper(outer), filepath.Join(real, "bin")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := os.Symlink(real, filepath.Join(b.upper(outer), "local")); err != nil {
+	if err := os.Symlink(real, filepath.Join(b.Upper(outer), "local")); err != nil {
 		t.Fatal(err)
 	}
 	check := unharmed(t, real)
-	if err := b.reach([]layer{outer}, "/usr/local/lib"); err != nil {
+	if err := b.reach([]layers.Layer{outer}, "/usr/local/lib"); err != nil {
 		t.Error(err)
 	}
 	check()
-	inner := layer{Path: "/usr/local/bin", Dir: "1"}
-	if err := b.makeLayer(inner, []layer{outer}); err != nil {
+	inner := layers.Layer{Path: "/usr/local/bin", Dir: "1"}
+	if err := b.makeLayer(inner, []layers.Layer{outer}); err != nil {
 		t.Error(err)
 	}
 	check()
-	if _, err := os.Lstat(b.upper(inner)); err != nil {
+	if _, err := os.Lstat(b.Upper(inner)); err != nil {
 		t.Error(err)
 	}
 }
@@ -897,10 +898,10 @@ func TestRemoveBox(t *testing.T) {
 	l := newLab(t)
 	l.sh(`mkdir -p a/b/c; echo x > a/b/c/d; chmod 0 a/b/c; chmod 0 a/b`)
 	dir := filepath.Join(l.home, "boxes", "b")
-	if n, files, err := BoxSize(dir); err != nil && !errors.Is(err, os.ErrPermission) || files < 3 || n == 0 { // closed to an ordinary user
+	if n, files, err := layers.Dir(dir).Size(); err != nil && !errors.Is(err, os.ErrPermission) || files < 3 || n == 0 { // closed to an ordinary user
 		t.Errorf("size %d, %d files, %v", n, files, err)
 	}
-	if err := RemoveBox(dir); err != nil {
+	if err := layers.Dir(dir).Remove(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {

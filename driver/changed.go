@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"syscall"
 
+	"github.com/sandglass/sandglass/driver/layers"
 	"github.com/sandglass/sandglass/driver/sys"
 )
 
@@ -22,8 +23,8 @@ import (
 type changed struct {
 	words  []uint64
 	unmap  func() error
-	layers []layer // longest path first
-	fds    []int   // of their upper directories
+	layers []layers.Layer // longest path first
+	fds    []int          // of their upper directories
 }
 
 const (
@@ -34,8 +35,8 @@ const (
 // openChanged opens the box's filter, filling a new one from the upper layers. A
 // session that does not see changes (observe: lean) sets all of it, so that every
 // read is checked; the box's next session that runs alone makes it anew.
-func openChanged(b boxDir, layers []layer, lean, alone bool) (*changed, error) {
-	file := b.at("run", "changed")
+func openChanged(b boxDir, layers []layers.Layer, lean, alone bool) (*changed, error) {
+	file := b.At("run", "changed")
 	f, err := os.OpenFile(file, os.O_RDWR, 0o600)
 	fill := errors.Is(err, fs.ErrNotExist)
 	if fill {
@@ -66,16 +67,16 @@ func openChanged(b boxDir, layers []layer, lean, alone bool) (*changed, error) {
 		fill = true
 	}
 	for _, l := range layers {
-		fd, err := sys.OpenPath(-1, b.upper(l), syscall.O_DIRECTORY)
+		fd, err := sys.OpenPath(-1, b.Upper(l), syscall.O_DIRECTORY)
 		if err != nil {
 			c.close()
-			return nil, fmt.Errorf("open %s: %w", b.upper(l), err)
+			return nil, fmt.Errorf("open %s: %w", b.Upper(l), err)
 		}
 		c.fds = append(c.fds, fd)
 	}
 	if fill {
 		for _, l := range layers {
-			up := b.upper(l)
+			up := b.Upper(l)
 			filepath.WalkDir(up, func(p string, d fs.DirEntry, err error) error {
 				if p != up {
 					c.set(hashPath(path.Join(l.Path, p[len(up):])))

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/driver/layers"
 	"github.com/sandglass/sandglass/driver/sys"
 )
 
@@ -63,7 +64,7 @@ type orders struct {
 
 // remote begins to take orders.
 func (r *run) remote() (*orders, error) {
-	dir, err := os.Open(r.b.at("run"))
+	dir, err := os.Open(r.b.At("run"))
 	if err != nil {
 		return nil, err
 	}
@@ -130,7 +131,7 @@ func (o *orders) close() {
 // Ask has every session that runs in the box of that folder carry out ord, and returns how
 // many did.
 func Ask(dir string, ord Order) (n int, err error) {
-	refs, err := Running(dir)
+	refs, err := layers.Dir(dir).Running()
 	if err != nil {
 		return 0, err
 	}
@@ -145,7 +146,7 @@ func Ask(dir string, ord Order) (n int, err error) {
 }
 
 func ask(dir string, id core.SessionID, ord Order) (out outcome, err error) {
-	d, err := os.Open(boxDir(dir).at("run"))
+	d, err := os.Open(layers.Dir(dir).At("run"))
 	if err != nil {
 		return out, err
 	}
@@ -402,7 +403,7 @@ const maxCommand = 4096
 // Processes lists the processes of the sessions that run in the box of that folder, by
 // session and number.
 func Processes(dir string) (ps []Process, err error) {
-	refs, err := Running(dir)
+	refs, err := layers.Dir(dir).Running()
 	if err != nil {
 		return nil, err
 	}

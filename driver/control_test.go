@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/driver/layers"
 )
 
 // states returns the states of the box's processes.
@@ -161,7 +162,7 @@ func TestBadOrdersAreRefused(t *testing.T) {
 			}
 		}
 		// Somebody who talks nonsense, says nothing, or sends without end.
-		refs, _ := Running(dir)
+		refs, _ := layers.Dir(dir).Running()
 		for _, say := range []string{"{", "", strings.Repeat(" ", 1<<20)} {
 			c, err := net.Dial("unix", filepath.Join(dir, "run", string(refs[0].ID)+".sock"))
 			if err != nil {

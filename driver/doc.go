@@ -13,7 +13,7 @@
 //
 //	run.go       one session, from the caller's side
 //	plan.go      which mounts make up the box's view (pure, from mountinfo)
-//	layers.go    the box's folder: upper layers, locks, who runs in it
+//	prepare.go   the layers and frames of the plan; the folder itself is package layers'
 //	stage.go     PID 1 of the session: mounts, drops privileges, starts the command, reaps
 //	landlock.go  the second wall around the command (its rules are pure)
 //	procfs.go    the box's /proc: the kernel's part of it is read-only

@@ -19,6 +19,7 @@ import (
 	"unsafe"
 
 	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/driver/layers"
 )
 
 func init() {
@@ -366,7 +367,7 @@ func TestTheBoxDiesWithItsSupervisor(t *testing.T) {
 	if err != nil || line != "running\n" {
 		t.Fatalf("the box said %q, %v", line, err)
 	}
-	refs, err := Running(filepath.Join(l.home, "boxes", "b"))
+	refs, err := layers.Dir(filepath.Join(l.home, "boxes", "b")).Running()
 	if err != nil || len(refs) != 1 {
 		t.Fatalf("running sessions: %v, %v", refs, err)
 	}
@@ -393,7 +394,7 @@ func TestTheBoxDiesWithItsSupervisor(t *testing.T) {
 			}
 		}
 	}
-	if refs, err := Running(filepath.Join(l.home, "boxes", "b")); err != nil || len(refs) != 0 {
+	if refs, err := layers.Dir(filepath.Join(l.home, "boxes", "b")).Running(); err != nil || len(refs) != 0 {
 		t.Errorf("running sessions: %v, %v", refs, err)
 	}
 	l.sh("true") // and the box can be used again

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/driver/layers"
 )
 
 // unshared runs one of this binary's tests in a mount namespace of its own that a
@@ -24,7 +25,7 @@ func unshared(t *testing.T, test, script string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { removeTree(top) })
+	t.Cleanup(func() { layers.RemoveTree(top) })
 	args := []string{"-m", "-i", "--propagation", "private"}
 	if os.Getuid() != 0 {
 		args = append(args, "-Ur")

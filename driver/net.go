@@ -26,7 +26,7 @@ func (r *run) network(ready stageMsg, s *supervisor) (*network.Network, error) {
 	if err != nil {
 		return nil, fmt.Errorf("take the box's network: %w", err)
 	}
-	return network.Start(network.Options{Tun: tun, Diag: diag, Share: r.b.at("run"), Policy: s.policy.Load, Log: s.journal.add, Guarded: r.o.Guarded,
+	return network.Start(network.Options{Tun: tun, Diag: diag, Share: r.b.At("run"), Policy: s.policy.Load, Log: s.journal.add, Guarded: r.o.Guarded,
 		Limits: r.o.Policy.Limits, Capture: r.o.Capture, CaptureLimit: r.o.CaptureLimit})
 }
 

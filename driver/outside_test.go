@@ -14,12 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/driver/layers"
 )
 
 // outer finds the process with that number in the box, as numbered here.
 func outer(t *testing.T, dir string, pid int) int {
 	t.Helper()
-	refs, err := Running(dir)
+	refs, err := layers.Dir(dir).Running()
 	if err != nil || len(refs) != 1 {
 		t.Fatalf("running: %v %v", refs, err)
 	}
@@ -187,7 +188,7 @@ func TestTheEndOfTheInitIsSeen(t *testing.T) {
 	l := newLab(t)
 	sleep := sleepPath(t)
 	r := l.run(runOpts{quiet: true, live: started(sleep, func(int) {
-		refs, err := Running(l.boxDir("b"))
+		refs, err := layers.Dir(l.boxDir("b")).Running()
 		if err != nil || len(refs) != 1 {
 			t.Errorf("running: %v %v", refs, err)
 			return

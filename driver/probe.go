@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/driver/layers"
 	"github.com/sandglass/sandglass/driver/sys"
 )
 
@@ -50,7 +51,7 @@ func Probe(ctx context.Context) Report {
 	if err != nil {
 		return append(rep, Check{Name: "a box", State: Unknown, Why: err.Error(), Needed: true})
 	}
-	defer removeTree(dir)
+	defer layers.RemoveTree(dir)
 	p, err := core.BuiltinPolicy("")
 	if err != nil {
 		return append(rep, Check{Name: "a box", State: Unknown, Why: err.Error(), Needed: true})

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/driver/layers"
 	"github.com/sandglass/sandglass/driver/network"
 )
 
@@ -14,7 +15,7 @@ type Question = network.Question
 // Questions lists what waits for an answer in the sessions that run in the box of that
 // folder. With an error it has those of the sessions that did answer.
 func Questions(dir string) (qs []Question, err error) {
-	refs, err := Running(dir)
+	refs, err := layers.Dir(dir).Running()
 	if err != nil {
 		return nil, err
 	}
@@ -32,7 +33,7 @@ func Questions(dir string) (qs []Question, err error) {
 // AskSession has one session that runs in the box of that folder carry out ord. The error
 // wraps [core.ErrNotFound] when it does not run.
 func AskSession(dir string, id core.SessionID, ord Order) error {
-	refs, err := Running(dir)
+	refs, err := layers.Dir(dir).Running()
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/driver/layers"
 )
 
 // An order is for the session that is named; a name is no path.
@@ -15,7 +16,7 @@ func TestAnOrderIsForOneSession(t *testing.T) {
 		if op.Action != core.ActMkdir {
 			return
 		}
-		refs, err := Running(dir)
+		refs, err := layers.Dir(dir).Running()
 		if err != nil || len(refs) != 1 {
 			t.Errorf("%v %v", refs, err)
 			return

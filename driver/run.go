@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/driver/layers"
 	"github.com/sandglass/sandglass/driver/network"
 	"github.com/sandglass/sandglass/driver/sys"
 )
@@ -73,7 +74,7 @@ func Run(ctx context.Context, o Options) (code int, err error) {
 		// same thread serves it: so the thread lives as long as the session. It is not
 		// unlocked: it ends with this goroutine.
 		runtime.LockOSThread()
-		r := run{o: o, b: boxDir(o.BoxDir), done: make(chan struct{}, 1), listening: make(chan []int, 1)}
+		r := run{o: o, b: boxDir{layers.Dir(o.BoxDir)}, done: make(chan struct{}, 1), listening: make(chan []int, 1)}
 		code, err := r.run(ctx)
 		c <- result{code, err}
 	}()
@@ -85,7 +86,7 @@ type run struct {
 	o       Options
 	b       boxDir
 	steps   []planStep
-	layers  []layer
+	layers  []layers.Layer
 	child   sys.Child
 	control *os.File
 	journal *journal
@@ -126,7 +127,7 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 	if err := checkLimits(o.Policy.Limits); err != nil {
 		return 125, err
 	}
-	lock, err := r.b.lock()
+	lock, err := r.b.Lock()
 	if err != nil {
 		return 125, err
 	}
@@ -187,7 +188,7 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 			return 125, err
 		}
 	}
-	r.ref, err = r.b.register(SessionRef{ID: o.Session.ID, Supervisor: os.Getpid(), Init: r.child.PID, Net: o.Session.Net})
+	r.ref, err = r.b.Register(layers.SessionRef{ID: o.Session.ID, Supervisor: os.Getpid(), Init: r.child.PID, Net: o.Session.Net})
 	if err != nil {
 		return 125, err
 	}
@@ -337,7 +338,7 @@ func waitText(ws syscall.WaitStatus) string {
 // start makes the stage: in new namespaces, or in those of the box when a session
 // already runs in it.
 func (r *run) start(term *terminal) error {
-	refs, err := r.b.running()
+	refs, err := r.b.Running()
 	if err != nil {
 		return err
 	}
@@ -412,7 +413,7 @@ func (r *run) start(term *terminal) error {
 			r.child, err = sys.SpawnIn(sys.SelfExe(), argv, env, files, ns)
 			err = spawnHint(err)
 		}
-	} else if r.layers, err = r.b.layers(); err == nil {
+	} else if r.layers, err = r.b.Layers(); err == nil {
 		sort.SliceStable(r.layers, func(i, j int) bool { return len(r.layers[i].Path) > len(r.layers[j].Path) })
 	}
 	if err != nil {
@@ -465,7 +466,7 @@ func (r *run) plan() error {
 	if err != nil {
 		return err
 	}
-	ls, err := r.b.layers()
+	ls, err := r.b.Layers()
 	if err != nil {
 		return err
 	}
@@ -505,7 +506,7 @@ func (r *run) plan() error {
 }
 
 func (r *run) fillMounts(cfg *stageConfig) error {
-	byPath := map[string]layer{}
+	byPath := map[string]layers.Layer{}
 	for _, l := range r.layers {
 		byPath[l.Path] = l
 	}
@@ -517,9 +518,9 @@ func (r *run) fillMounts(cfg *stageConfig) error {
 			if !ok {
 				return fmt.Errorf("no layer for %s", s.Path)
 			}
-			m.Lower, m.Upper, m.Work = s.Path, r.b.upper(l), r.b.work(l)
+			m.Lower, m.Upper, m.Work = s.Path, r.b.Upper(l), r.b.Work(l)
 			if s.Kind == stepFrame {
-				m.Lower = r.b.frame(l)
+				m.Lower = r.b.Frame(l)
 			}
 		}
 		m.Points = nil
@@ -531,7 +532,7 @@ func (r *run) fillMounts(cfg *stageConfig) error {
 func (r *run) config(term *terminal) stageConfig {
 	uid := strconv.Itoa(os.Getuid())
 	cfg := stageConfig{
-		Root: r.b.at("mnt"), OwnNet: r.o.Session.Net != core.NetHost, Counts: countingOf(r.o.Policy.Limits, os.Getuid() == 0), PIDMax: pidMax(r.o.Policy.Limits), OpenRoot: sys.AccessBits("/")&2 != 0,
+		Root: r.b.At("mnt"), OwnNet: r.o.Session.Net != core.NetHost, Counts: countingOf(r.o.Policy.Limits, os.Getuid() == 0), PIDMax: pidMax(r.o.Policy.Limits), OpenRoot: sys.AccessBits("/")&2 != 0,
 		RunDirs: map[string]os.FileMode{"/lock": 0o777 | os.ModeSticky, "/user": 0o755, "/user/" + uid: 0o700},
 		TTY:     term.tty, Front: term.front, Size: term.size, Term: term.attr,
 		Argv: r.o.Session.Command, Env: boxEnv(r.o.Env, r.o.Policy), Dir: r.o.Dir, Observe: r.o.Session.Observe,
@@ -620,7 +621,7 @@ func (r *run) watch() *watcher {
 	w := &watcher{s: r.s, later: r.later, proc: r.proc, limits: r.o.Policy.Limits, outside: r.s.outside, over: map[string]bool{},
 		end: r.kill, slay: func(pid int) { send(r.control, stageMsg{Op: "slay", PID: pid}) },
 		boxSize: func() (int64, bool) {
-			n, _, err := BoxSize(r.o.BoxDir)
+			n, _, err := layers.Dir(r.o.BoxDir).Size()
 			return n, err == nil
 		},
 		stop: make(chan struct{}), done: make(chan struct{})}

@@ -22,6 +22,10 @@ const (
 	SessionEnd   LifeKind = "session.end"
 	BoxCreate    LifeKind = "box.create"
 	BoxRemove    LifeKind = "box.rm"
+	BoxCommit    LifeKind = "box.commit"   // changes of the box were made to the real system
+	BoxDiscard   LifeKind = "box.discard"  // changes of the box were thrown away
+	BoxSnapshot  LifeKind = "box.snapshot" // a state of the box was kept
+	BoxRollback  LifeKind = "box.rollback" // the box was put back to an earlier state
 	UserLogin    LifeKind = "user.login"
 )
 
@@ -35,6 +39,8 @@ type Life struct {
 	Session core.SessionID // "" but for a session's
 
 	Policy  string   // box.create, session.begin
+	Text    string   // box.commit, box.discard, box.snapshot, box.rollback: what was done, in a few words; a name
+	Count   int      // box.commit, box.discard, box.rollback: how many paths
 	Command []string // session.begin: arbitrary bytes, cut to 64 KiB when Cut is set
 	Cut     bool
 	Observe core.Observe // session.begin
@@ -73,6 +79,8 @@ type lifeV1 struct {
 	Net        string    `json:"net,omitempty"`
 	End        *endV1    `json:"end,omitempty"`
 	User       string    `json:"user,omitempty"`
+	Text       string    `json:"text,omitempty"`
+	Count      int       `json:"count,omitempty"`
 }
 
 type endV1 struct {
@@ -87,7 +95,7 @@ type endV1 struct {
 // EncodeLife encodes l as JSON. A command longer than 64 KiB is cut.
 func EncodeLife(l *Life) ([]byte, error) {
 	w := lifeV1{Version: 1, Kind: string(l.Kind), Time: l.Time.UTC(), Host: l.Host, Box: l.Box, Session: string(l.Session),
-		Policy: l.Policy, Cut: l.Cut, Observe: string(l.Observe), Net: string(l.Net), User: l.User}
+		Policy: l.Policy, Cut: l.Cut, Observe: string(l.Observe), Net: string(l.Net), User: l.User, Text: l.Text, Count: l.Count}
 	room, valid := maxCommand, true
 	for _, a := range l.Command {
 		if len(a)+1 > room {
@@ -148,9 +156,9 @@ func decodeLife(body []byte) (*Life, error) {
 		return nil, fmt.Errorf("unknown version %d", w.Version)
 	}
 	l := &Life{Kind: LifeKind(w.Kind), Time: w.Time.UTC(), Host: w.Host, Box: w.Box, Session: core.SessionID(w.Session),
-		Policy: w.Policy, Command: w.Command, Cut: w.Cut, Observe: core.Observe(w.Observe), Net: core.Net(w.Net), User: w.User}
+		Policy: w.Policy, Command: w.Command, Cut: w.Cut, Observe: core.Observe(w.Observe), Net: core.Net(w.Net), User: w.User, Text: w.Text, Count: w.Count}
 	switch l.Kind {
-	case SessionBegin, BoxCreate, BoxRemove, UserLogin:
+	case SessionBegin, BoxCreate, BoxRemove, BoxCommit, BoxDiscard, BoxSnapshot, BoxRollback, UserLogin:
 		if w.End != nil {
 			return nil, fmt.Errorf("%s with an end", l.Kind)
 		}

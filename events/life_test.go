@@ -20,10 +20,14 @@ func sampleLives() map[string]*Life {
 	return map[string]*Life{
 		"session.begin": {Kind: SessionBegin, Time: testTime, Host: testHost, Box: testBox, Session: testSession, Policy: "fully-virtualised",
 			Command: []string{"sh", "-c", "echo \xff <&>"}, Observe: core.ObserveFull, Net: core.NetNone},
-		"session.end": end,
-		"box.create":  {Kind: BoxCreate, Time: testTime, Host: testHost, Box: testBox, Policy: "fully-virtualised"},
-		"box.rm":      {Kind: BoxRemove, Time: testTime, Host: testHost, Box: testBox},
-		"user.login":  {Kind: UserLogin, Time: testTime, Host: testHost, User: "ada"},
+		"session.end":  end,
+		"box.create":   {Kind: BoxCreate, Time: testTime, Host: testHost, Box: testBox, Policy: "fully-virtualised"},
+		"box.rm":       {Kind: BoxRemove, Time: testTime, Host: testHost, Box: testBox},
+		"box.commit":   {Kind: BoxCommit, Time: testTime, Host: testHost, Box: testBox, Text: "/home/ada/work", Count: 3},
+		"box.discard":  {Kind: BoxDiscard, Time: testTime, Host: testHost, Box: testBox, Count: 12},
+		"box.snapshot": {Kind: BoxSnapshot, Time: testTime, Host: testHost, Box: testBox, Text: "before"},
+		"box.rollback": {Kind: BoxRollback, Time: testTime, Host: testHost, Box: testBox, Text: "before", Count: 7},
+		"user.login":   {Kind: UserLogin, Time: testTime, Host: testHost, User: "ada"},
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strings"
 	"syscall"
 	"unsafe"
 
@@ -183,6 +184,35 @@ func Lstat(dirfd int, path string) (mode uint32, rdev uint64, err error) {
 		return 0, 0, err
 	}
 	return st.Mode, uint64(st.Rdev), nil
+}
+
+// Lgetxattr returns an extended attribute of path itself, not of what a link leads to.
+func Lgetxattr(path, name string) ([]byte, error) {
+	buf := make([]byte, 256)
+	for {
+		n, err := unix.Lgetxattr(path, name, buf)
+		if err == unix.ERANGE && len(buf) < 1<<16 { // XATTR_SIZE_MAX
+			buf = make([]byte, 1<<16)
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		return buf[:n], nil
+	}
+}
+
+// Llistxattr lists the names of the extended attributes of path itself.
+func Llistxattr(path string) ([]string, error) {
+	n, err := unix.Llistxattr(path, nil)
+	if err != nil || n == 0 {
+		return nil, err
+	}
+	buf := make([]byte, 1<<16) // XATTR_LIST_MAX
+	if n, err = unix.Llistxattr(path, buf); err != nil {
+		return nil, err
+	}
+	return strings.Split(strings.TrimSuffix(string(buf[:n]), "\x00"), "\x00"), nil
 }
 
 // PidfdOpen returns a descriptor of the process pid (a thread group leader).

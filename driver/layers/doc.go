@@ -1,0 +1,15 @@
+// Package layers is what a box holds: its folder on disk with the upper layers, and what
+// people do with them.
+//
+// What comes in: a box's folder ([Dir]), as the driver made it, and what a person wants
+// done. What goes out: how the box differs from the real system, as [core.Change]s, and
+// changes of the real system or of the box itself.
+//
+// The one idea to know: everything below layers/ was written by a program that nobody
+// trusts. A symbolic link there leads where the program wants, so none is followed; a name
+// is any bytes; a directory may be closed, deep or huge; and while a session runs, all of
+// it can change between two looks.
+//
+//	dir.go       the folder: layers, locks, who runs in it
+//	changes.go   how the box differs from the real system
+package layers
