@@ -227,5 +227,6 @@ const (
 	ActThaw        Action = "thaw"         // and go on
 	ActPolicy      Action = "policy"       // the policy is changed while the session runs; target: a surface or socket
 	ActKill        Action = "kill"         // the session is ended by force; detail.why
+	ActTrouble     Action = "trouble"      // something beside the way failed; target: of which part; detail.error
 	ActSlow        Action = "backpressure" // the log could not keep up and the box was slowed down
 )
