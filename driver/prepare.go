@@ -44,7 +44,7 @@ func (b boxDir) prepare(steps []planStep) (ls []layers.Layer, large []string, er
 		i, ok := known[s.Path]
 		if !ok {
 			l := layers.Layer{Path: s.Path, Dir: strconv.Itoa(len(ls))}
-			if err := b.makeLayer(l, ls); err != nil {
+			if err := b.makeLayer(&l, ls); err != nil {
 				return nil, nil, err
 			}
 			i, changed = len(ls), true
@@ -77,8 +77,8 @@ func (b boxDir) prepare(steps []planStep) (ls []layers.Layer, large []string, er
 
 // makeLayer makes the folders of a new layer. What an earlier layer of a directory
 // above already holds of it moves over: a mount point has appeared below that directory.
-func (b boxDir) makeLayer(l layers.Layer, older []layers.Layer) error {
-	for _, d := range []string{b.At("layers", l.Dir), b.Work(l)} {
+func (b boxDir) makeLayer(l *layers.Layer, older []layers.Layer) error {
+	for _, d := range []string{b.At("layers", l.Dir), b.Work(*l)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return err
 		}
@@ -87,11 +87,19 @@ func (b boxDir) makeLayer(l layers.Layer, older []layers.Layer) error {
 		if o.Path != l.Path && under(l.Path, o.Path) {
 			rel := strings.TrimPrefix(strings.TrimPrefix(l.Path, o.Path), "/")
 			if held, ok := folderIn(b.Upper(o), rel); ok {
-				return os.Rename(held, b.Upper(l))
+				return os.Rename(held, b.Upper(*l))
 			}
 		}
 	}
-	return makeLike(l.Path, b.Upper(l))
+	if err := makeLike(l.Path, b.Upper(*l)); err != nil {
+		return err
+	}
+	var st syscall.Stat_t
+	if err := syscall.Lstat(b.Upper(*l), &st); err != nil {
+		return err
+	}
+	l.Mode = st.Mode
+	return nil
 }
 
 // folderIn finds the folder that an upper layer holds at rel. Everything in a layer is

@@ -31,6 +31,7 @@ type Layer struct {
 	Path  string `json:"path"`
 	Dir   string `json:"dir"`
 	Frame bool   `json:"frame,omitempty"`
+	Mode  uint32 `json:"mode,omitempty"` // st_mode of upper when it was made; 0: not known
 }
 
 func (b Dir) At(parts ...string) string {
