@@ -35,13 +35,12 @@ func (x *commit) applyStep(i int, w *work, dir int) error {
 	if err := x.unchanged(w, dir, name, true); err != nil {
 		return err
 	}
-	gone := name // where the old version is afterwards
 	switch w.s.Op {
 	case opPlace:
 		x.at("place " + w.change.Path)
 		return sys.RenameNew(dir, fresh, name)
 	case opAlter:
-		fd, err := sys.Beneath(dir, name, sys.OPath|syscall.O_DIRECTORY)
+		fd, err := sys.OpenBeneath(dir, name, sys.OPath|syscall.O_DIRECTORY)
 		if err != nil {
 			return err
 		}
@@ -55,8 +54,7 @@ func (x *commit) applyStep(i int, w *work, dir int) error {
 		x.at("exchange " + w.change.Path)
 		err := sys.Exchange(dir, fresh, name)
 		if err == nil {
-			gone = fresh
-			break
+			return x.unchanged(w, dir, fresh, false)
 		}
 		if !errors.Is(err, syscall.EINVAL) && !errors.Is(err, syscall.ENOSYS) {
 			return err
@@ -64,7 +62,6 @@ func (x *commit) applyStep(i int, w *work, dir int) error {
 		if err := x.moveAside(dir, name, aside); err != nil {
 			return err
 		}
-		gone = aside
 		x.at("place " + w.change.Path)
 		if err := sys.RenameNew(dir, fresh, name); err != nil {
 			return err
@@ -73,9 +70,8 @@ func (x *commit) applyStep(i int, w *work, dir int) error {
 		if err := x.moveAside(dir, name, aside); err != nil {
 			return err
 		}
-		gone = aside
 	}
-	return x.unchanged(w, dir, gone, false)
+	return x.unchanged(w, dir, aside, false)
 }
 
 func (x *commit) moveAside(dir int, name, aside string) error {

@@ -80,10 +80,10 @@ const maxCommit = 1 << 20
 // that is replaced keeps the old content, and so does who has it open.
 //
 // A real file is in conflict when it is not what it was when the box first changed it, as
-// [Dir.Base] knows it, or else when its change time is not before the birth of the box's
+// [Dir.Bases] knows it, or else when its change time is not before the birth of the box's
 // own version: the copy that the first change made. A program that writes a new file and
 // renames it over the old one gives its version a later birth, and a change outside before
-// that is not seen without Base.
+// that is not seen without that record.
 func (b Dir) Commit(ctx context.Context, o CommitOptions) (*CommitReport, error) {
 	x := &commit{b: b, ctx: ctx, o: o}
 	return x.run()
@@ -96,6 +96,8 @@ type commit struct {
 	o      CommitOptions
 	ls     []Layer
 	masks  map[string]bool
+	bases  map[string]*core.FileState
+	known  map[string]*core.FileState
 	report CommitReport
 	bad    []Conflict
 
@@ -235,8 +237,16 @@ func (x *commit) plan() (err error) {
 	if x.masks, err = x.b.Masks(); err != nil {
 		return err
 	}
+	if x.known, err = x.b.known(); err != nil {
+		return err
+	}
+	if k, ok := any(x.b).(knower); ok {
+		if x.bases, err = k.Bases(); err != nil {
+			return err
+		}
+	}
 	x.uppers, x.linked, x.index = map[string]int{}, map[ident]link{}, map[string]int{}
-	x.j = &journal{Version: 1}
+	x.j = &journal{Version: 1, Force: x.o.Force}
 	x.dirs = newDirs(x.j)
 	for _, p := range x.o.Paths {
 		if !path.IsAbs(p) || path.Clean(p) != p || strings.ContainsRune(p, 0) {
@@ -382,7 +392,7 @@ func (x *commit) prepare(w *work) bool {
 		x.conflict(c.Path, why(err), true)
 		return false
 	}
-	w.s.Op = opReplace
+	w.s.Op, w.s.State = opReplace, c.Was
 	switch {
 	case c.Was == nil:
 		w.s.Op = opPlace
@@ -455,22 +465,25 @@ func (x *commit) openLater(w *work) {
 	}
 }
 
-// knower is who knows what a real file was when the box first changed it.
+// knower is who knows what the real files were when the box first changed them; nil of one
+// that was not there.
 type knower interface {
-	Base(path string) (*core.FileState, bool)
+	Bases() (map[string]*core.FileState, error)
 }
 
 // changedSince says why the real thing is not what the box knew, "" when it is.
 func (x *commit) changedSince(w *work) string {
 	c := w.change
 	up := filepath.Join(x.b.Upper(w.layer), w.rel)
-	if k, ok := any(x.b).(knower); ok {
-		if base, ok := k.Base(c.Path); ok {
-			if reason := againstBase(w, base); reason != "" || w.tree.Last.IsZero() {
-				return reason
-			}
-			return x.treeSince(w)
+	base, ok := x.known[c.Path]
+	if ok = ok && againstBase(w, base) == ""; !ok {
+		base, ok = x.bases[c.Path]
+	}
+	if ok {
+		if reason := againstBase(w, base); reason != "" || w.tree.Last.IsZero() {
+			return reason
 		}
+		return x.treeSince(w)
 	}
 	if c.Was == nil {
 		// A directory that was copied up has this attribute also where the lower file system

@@ -39,6 +39,7 @@ const maxJournal = 1 << 30
 type journal struct {
 	Version int       `json:"version"`
 	Token   string    `json:"token"` // in the names of what is made beside the targets
+	Force   bool      `json:"force,omitempty"`
 	Dirs    []realDir `json:"dirs"`
 	Steps   []step    `json:"steps"`
 	Upper   []held    `json:"upper"` // parents first
@@ -61,8 +62,10 @@ type step struct {
 	Name []byte `json:"name"`
 	Old  ident  `json:"old,omitzero"` // of what has the name before
 	New  ident  `json:"new,omitzero"` // of what is to have it; known when the journal is sealed
-	Was  *meta  `json:"was,omitempty"`
-	Is   *meta  `json:"is,omitempty"`
+	// State is what was planned with, nil where the name was free.
+	State *core.FileState `json:"state,omitempty"`
+	Was   *meta           `json:"was,omitempty"`
+	Is    *meta           `json:"is,omitempty"`
 }
 
 type stepOp string
@@ -272,9 +275,15 @@ func (x *commit) undo(applied bool) error {
 			}
 		}
 		x.at("remove what is staged")
-		if id, err := identOf(dir, x.j.fresh(i)); err == nil && id != (ident{}) && id != s.Old {
-			fail("remove "+path.Join(string(x.j.Dirs[s.Dir].Path), x.j.fresh(i)), removeTree(dir, x.j.fresh(i)))
+		id, err := identOf(dir, x.j.fresh(i))
+		switch {
+		case err != nil || id == ident{}:
+		case applied && id != s.New:
+			err = errors.New("it is not what was put there")
+		default:
+			err = removeTree(dir, x.j.fresh(i))
 		}
+		fail("remove "+path.Join(string(x.j.Dirs[s.Dir].Path), x.j.fresh(i)), err)
 	}
 	for i := len(x.j.Dirs) - 1; i >= 0; i-- {
 		d := &x.j.Dirs[i]
@@ -298,6 +307,10 @@ func (x *commit) undo(applied bool) error {
 	if len(failed) > 0 {
 		return errors.Join(failed...)
 	}
+	x.at("note what is known")
+	if err := x.noteUndone(); err != nil {
+		return err
+	}
 	x.at("remove the journal")
 	return x.b.clearJournal()
 }
@@ -314,7 +327,7 @@ func (x *commit) undoAlter(s *step, more uint32) error {
 	if err != nil {
 		return err
 	}
-	fd, err := sys.Beneath(dir, s.name(), sys.OPath)
+	fd, err := sys.OpenBeneath(dir, s.name(), sys.OPath)
 	if err != nil {
 		return err
 	}
@@ -339,32 +352,23 @@ func (x *commit) undoStep(i, dir int) error {
 		return err
 	}
 	none := ident{}
-	switch s.Op {
-	case opPlace:
-		if has == s.New && has != none {
-			return sys.RenameNew(dir, name, fresh)
-		}
-	case opReplace:
+	if s.Op == opPlace && has == s.New && has != none {
+		return sys.RenameNew(dir, name, fresh)
+	}
+	if s.Op == opReplace && has == s.New {
 		beside, err := identOf(dir, fresh)
 		if err != nil {
 			return err
 		}
-		if has == s.New && beside == s.Old { // they changed places
+		if beside != none { // they changed places
 			return sys.Exchange(dir, name, fresh)
 		}
-		if put != s.Old {
-			return nil
+		if err := sys.RenameNew(dir, name, fresh); err != nil {
+			return err
 		}
-		if has == s.New {
-			if err := sys.RenameNew(dir, name, fresh); err != nil {
-				return err
-			}
-		}
+	}
+	if put != none { // whatever it is: it was moved there by us
 		return sys.RenameNew(dir, aside, name)
-	case opRemove:
-		if put == s.Old {
-			return sys.RenameNew(dir, aside, name)
-		}
 	}
 	return nil
 }
@@ -382,8 +386,10 @@ func (x *commit) finish() error {
 		for _, name := range []string{x.j.fresh(i), x.j.aside(i)} {
 			x.at("remove the old version")
 			id, err := identOf(dir, name)
-			if err == nil && id != (ident{}) {
+			if err == nil && id == s.Old && id != (ident{}) {
 				err = removeTree(dir, name)
+			} else if err == nil && id != (ident{}) {
+				err = errors.New("it is not what was put there")
 			}
 			if err != nil {
 				x.leave(path.Join(string(x.j.Dirs[s.Dir].Path), name), err)
@@ -391,6 +397,10 @@ func (x *commit) finish() error {
 		}
 	}
 	if err := x.release(); err != nil {
+		return err
+	}
+	x.at("note what is known")
+	if err := x.noteDone(); err != nil {
 		return err
 	}
 	x.at("remove the journal")

@@ -41,7 +41,7 @@ func (x *commit) releaseOne(l Layer, rel string, h *held) error {
 	if err != nil {
 		return err
 	}
-	dir, err := sys.Beneath(root, path.Dir(rel), sys.OPath|syscall.O_DIRECTORY)
+	dir, err := sys.OpenBeneath(root, path.Dir(rel), sys.OPath|syscall.O_DIRECTORY)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) { // removed already
 		return nil
 	}
@@ -58,7 +58,7 @@ func (x *commit) releaseOne(l Layer, rel string, h *held) error {
 		case h.Dir:
 			return x.reveal(l, rel, dir, name, h.Reveal)
 		}
-		return sys.UnlinkAt(dir, name)
+		return sys.RemoveAt(dir, name, false)
 	}
 	err = opened(dir, remove)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -74,7 +74,7 @@ func (x *commit) releaseOne(l Layer, rel string, h *held) error {
 // nothing else.
 func (x *commit) reveal(l Layer, rel string, dir int, name string, clear bool) error {
 	if clear {
-		fd, err := sys.Beneath(dir, name, sys.OPath|syscall.O_DIRECTORY)
+		fd, err := sys.OpenBeneath(dir, name, sys.OPath|syscall.O_DIRECTORY)
 		if err != nil {
 			return err
 		}
@@ -96,7 +96,7 @@ func (x *commit) releaseParents(l Layer, rel string) {
 		return
 	}
 	for ; rel != "." && rel != ""; rel = path.Dir(rel) {
-		dir, err := sys.Beneath(root, path.Dir(rel), sys.OPath|syscall.O_DIRECTORY)
+		dir, err := sys.OpenBeneath(root, path.Dir(rel), sys.OPath|syscall.O_DIRECTORY)
 		if err != nil {
 			return
 		}
@@ -121,7 +121,7 @@ func (x *commit) removeEmpty(l Layer, rel string, dir int, name string) bool {
 	if parts, err := Differ(real, was, up, is); err != nil || len(parts) > 0 {
 		return false
 	}
-	return opened(dir, func() error { return sys.RmdirAt(dir, name) }) == nil
+	return opened(dir, func() error { return sys.RemoveAt(dir, name, true) }) == nil
 }
 
 // opened does something in a directory of a layer that may be closed to its owner.

@@ -102,10 +102,10 @@ func (x *commit) makeDir(dir int, name string, w *work) error {
 	}()
 	enter := func(at int, name, staged string, c *core.Change) error {
 		x.at("make directory " + c.Path)
-		if err := sys.MkdirAt(at, name); err != nil {
+		if err := sys.MakeDir(at, name, 0o700); err != nil {
 			return &fs.PathError{Op: "mkdir", Path: c.Path, Err: err}
 		}
-		fd, err := sys.Beneath(at, name, sys.OPath|syscall.O_DIRECTORY)
+		fd, err := sys.OpenBeneath(at, name, sys.OPath|syscall.O_DIRECTORY)
 		if err != nil {
 			return &fs.PathError{Op: "open", Path: c.Path, Err: err}
 		}
@@ -159,20 +159,20 @@ func (x *commit) make(dir int, name string, at link, c *core.Change) error {
 		return x.makeFile(dir, name, at, c)
 	case core.TypeSymlink:
 		x.at("make symbolic link " + c.Path)
-		if err := sys.SymlinkAt(c.Is.Link, dir, name); err != nil {
+		if err := sys.MakeSymlink(c.Is.Link, dir, name); err != nil {
 			return &fs.PathError{Op: "symlink", Path: c.Path, Err: err}
 		}
-		if err := sys.ChownAt(dir, name, c.Is.UID, c.Is.GID); err != nil && !errors.Is(err, syscall.EPERM) {
+		if err := sys.OwnAt(dir, name, c.Is.UID, c.Is.GID); err != nil && !errors.Is(err, syscall.EPERM) {
 			return &fs.PathError{Op: "chown", Path: c.Path, Err: err}
 		}
 		t := c.Is.MTime.UnixNano()
 		return failure("utimensat", c.Path, sys.TimesAt(dir, name, t, t))
 	case core.TypeFIFO:
 		x.at("make FIFO " + c.Path)
-		if err := sys.MkfifoAt(dir, name); err != nil {
+		if err := sys.MakeNode(dir, name, syscall.S_IFIFO, 0o600); err != nil {
 			return &fs.PathError{Op: "mkfifo", Path: c.Path, Err: err}
 		}
-		fd, err := sys.Beneath(dir, name, sys.OPath)
+		fd, err := sys.OpenBeneath(dir, name, sys.OPath)
 		if err != nil {
 			return &fs.PathError{Op: "open", Path: c.Path, Err: err}
 		}
@@ -183,7 +183,7 @@ func (x *commit) make(dir int, name string, at link, c *core.Change) error {
 }
 
 func (x *commit) makeFile(dir int, name string, at link, c *core.Change) error {
-	src, err := x.openOwn(c.Path, syscall.O_RDONLY)
+	src, err := x.openOwn(c.Path, syscall.O_RDONLY|syscall.O_NONBLOCK)
 	if err != nil {
 		return &fs.PathError{Op: "open", Path: c.Path, Err: err}
 	}
@@ -246,7 +246,7 @@ func (x *commit) linkTo(first link, dir int, name string, c *core.Change) (done 
 	defer sys.CloseFD(fd)
 	from, base := fd, first.path
 	if d := path.Dir(first.path); d != "." {
-		if from, err = sys.Beneath(fd, d, sys.OPath|syscall.O_DIRECTORY); err != nil {
+		if from, err = sys.OpenBeneath(fd, d, sys.OPath|syscall.O_DIRECTORY); err != nil {
 			return false, &fs.PathError{Op: "open", Path: c.Path, Err: err}
 		}
 		defer sys.CloseFD(from)
@@ -262,7 +262,7 @@ func (x *commit) linkTo(first link, dir int, name string, c *core.Change) (done 
 
 // copy copies size bytes, sharing blocks where the file system can, and leaving holes holes.
 func (x *commit) copy(out, in *os.File, size int64) error {
-	if sys.Clone(out, in) == nil {
+	if sys.CloneFile(int(out.Fd()), int(in.Fd())) == nil {
 		return nil
 	}
 	const chunk = 64 << 20
@@ -315,7 +315,7 @@ func (x *commit) openOwn(p string, flags int) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	return sys.Beneath(fd, rel, flags)
+	return sys.OpenBeneath(fd, rel, flags)
 }
 
 // dress gives what is staged the owner, attributes, mode and times of the box's version.
@@ -373,12 +373,12 @@ func (m *meta) set(fd int) error {
 	}
 	mode := m.Mode
 	if int(st.Uid) != m.UID || int(st.Gid) != m.GID {
-		if err = sys.ChownAt(fd, "", m.UID, m.GID); errors.Is(err, syscall.EPERM) {
+		if err = sys.OwnFD(fd, m.UID, m.GID); errors.Is(err, syscall.EPERM) {
 			if int(st.Uid) != m.UID {
 				mode &^= 0o4000
 			}
 			if int(st.Gid) != m.GID {
-				if err := sys.ChownAt(fd, "", -1, m.GID); err != nil && st.Mode&syscall.S_IFMT != syscall.S_IFDIR {
+				if err := sys.OwnFD(fd, -1, m.GID); err != nil && st.Mode&syscall.S_IFMT != syscall.S_IFDIR {
 					mode &^= 0o2000
 				}
 			}
@@ -412,7 +412,7 @@ func (m *meta) set(fd int) error {
 
 // readMeta reads what a directory has and is to have.
 func (x *commit) readMeta(w *work, dir int) error {
-	real, err := sys.Beneath(dir, w.s.name(), sys.OPath|syscall.O_DIRECTORY)
+	real, err := sys.OpenBeneath(dir, w.s.name(), sys.OPath|syscall.O_DIRECTORY)
 	if err != nil {
 		return err
 	}

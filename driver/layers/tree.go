@@ -19,7 +19,7 @@ import (
 // and leaving the file system at no mount point. Directories that are closed to their owner
 // are opened first.
 func removeTree(dirfd int, name string) error {
-	err := sys.UnlinkAt(dirfd, name)
+	err := sys.RemoveAt(dirfd, name, false)
 	if !errors.Is(err, syscall.EISDIR) {
 		return err
 	}
@@ -43,7 +43,7 @@ func removeTree(dirfd int, name string) error {
 			break
 		}
 	}
-	return sys.RmdirAt(dirfd, name)
+	return sys.RemoveAt(dirfd, name, true)
 }
 
 // openToChange opens a directory to list it and change what is in it.
@@ -53,7 +53,7 @@ func openToChange(dirfd int, name string) (int, error) {
 		return -1, err
 	}
 	if st.Mode&0o700 != 0o700 {
-		place, err := sys.Beneath(dirfd, name, sys.OPath|syscall.O_DIRECTORY)
+		place, err := sys.OpenBeneath(dirfd, name, sys.OPath|syscall.O_DIRECTORY)
 		if err != nil {
 			return -1, err
 		}

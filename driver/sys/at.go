@@ -4,9 +4,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,29 +19,12 @@ func RealDir(path string) (int, error) {
 		Resolve: unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS})
 }
 
-// Beneath opens a path below the directory dirfd, which it does not leave, and on whose
-// way no symbolic link lies. flags are O_PATH, O_RDONLY, O_DIRECTORY...; what is opened to
-// read is not waited for.
-func Beneath(dirfd int, path string, flags int) (int, error) {
-	if path == "" {
-		path = "."
-	}
-	if flags&unix.O_PATH == 0 { // with O_PATH openat2 refuses what open ignores
-		flags |= unix.O_NONBLOCK
-	}
-	return unix.Openat2(dirfd, path, &unix.OpenHow{Flags: uint64(flags) | unix.O_NOFOLLOW | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS})
-}
-
 // SameMountDir opens the directory name of dirfd to read it. EXDEV where another file
 // system, or another part of the same one, is mounted on it.
 func SameMountDir(dirfd int, name string) (int, error) {
 	return unix.Openat2(dirfd, name, &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV})
 }
-
-// OPath opens a file as a place only.
-const OPath = unix.O_PATH
 
 // CreateAt makes a file that was not there, for its owner alone, and opens it.
 func CreateAt(dirfd int, name string) (*os.File, error) {
@@ -54,15 +35,6 @@ func CreateAt(dirfd int, name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
-// StatAt is lstat(2) in a directory; with name "" it is of dirfd itself.
-func StatAt(dirfd int, name string) (*syscall.Stat_t, error) {
-	var st unix.Stat_t
-	if err := unix.Fstatat(dirfd, name, &st, unix.AT_SYMLINK_NOFOLLOW|unix.AT_EMPTY_PATH); err != nil {
-		return nil, err
-	}
-	return (*syscall.Stat_t)(unsafe.Pointer(&st)), nil // one struct of the kernel's, with two names in Go
-}
-
 // Born returns when an inode was made (STATX_BTIME), and false where the file system does
 // not keep that. A name of "" stands for dirfd itself.
 func Born(dirfd int, name string) (time.Time, bool) {
@@ -71,16 +43,6 @@ func Born(dirfd int, name string) (time.Time, bool) {
 		return time.Time{}, false
 	}
 	return time.Unix(st.Btime.Sec, int64(st.Btime.Nsec)), true
-}
-
-// ReadlinkName returns the text of the symbolic link name in dirfd.
-func ReadlinkName(dirfd int, name string) (string, error) {
-	buf := make([]byte, unix.PathMax)
-	n, err := unix.Readlinkat(dirfd, name, buf)
-	if err != nil {
-		return "", err
-	}
-	return string(buf[:n]), nil
 }
 
 // RenameNew renames within a directory, onto a name that nobody has: EEXIST else.
@@ -101,28 +63,8 @@ func Exchange(dirfd int, a, b string) error {
 	return unix.Renameat2(dirfd, a, dirfd, b, unix.RENAME_EXCHANGE)
 }
 
-// LinkAt gives the file a in one directory the name b in another.
-func LinkAt(adir int, a string, bdir int, b string) error { return unix.Linkat(adir, a, bdir, b, 0) }
-
-// SymlinkAt makes a symbolic link.
-func SymlinkAt(text string, dirfd int, name string) error { return unix.Symlinkat(text, dirfd, name) }
-
-// MkdirAt makes a directory for its owner alone.
-func MkdirAt(dirfd int, name string) error { return unix.Mkdirat(dirfd, name, 0o700) }
-
-// MkfifoAt makes a FIFO for its owner alone.
-func MkfifoAt(dirfd int, name string) error { return unix.Mkfifoat(dirfd, name, 0o600) }
-
-// UnlinkAt removes a name that is no directory's.
-func UnlinkAt(dirfd int, name string) error { return unix.Unlinkat(dirfd, name, 0) }
-
-// RmdirAt removes an empty directory.
-func RmdirAt(dirfd int, name string) error { return unix.Unlinkat(dirfd, name, unix.AT_REMOVEDIR) }
-
-// ChownAt changes the owner of name in dirfd, or with "" of dirfd itself.
-func ChownAt(dirfd int, name string, uid, gid int) error {
-	return unix.Fchownat(dirfd, name, uid, gid, unix.AT_SYMLINK_NOFOLLOW|unix.AT_EMPTY_PATH)
-}
+// OwnFD changes the owner of what fd is open on, also with O_PATH; -1 leaves one as it is.
+func OwnFD(fd, uid, gid int) error { return unix.Fchownat(fd, "", uid, gid, unix.AT_EMPTY_PATH) }
 
 // TimesAt sets the times of name in dirfd, nanoseconds since 1970.
 func TimesAt(dirfd int, name string, atime, mtime int64) error {
@@ -189,10 +131,6 @@ func SyncFS(dirfd int) error {
 	defer unix.Close(fd)
 	return unix.Syncfs(fd)
 }
-
-// Clone makes to, which is empty, share the blocks of from: FICLONE, where the file system
-// can (ioctl_ficlone(2)).
-func Clone(to, from *os.File) error { return unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) }
 
 // NextData returns where the next data of a file begins at or after off, and where it ends:
 // SEEK_DATA and SEEK_HOLE of lseek(2). ENXIO: there is none.
