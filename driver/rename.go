@@ -107,13 +107,20 @@ type mover struct {
 	began            time.Time
 
 	base    string // what is being copied, in the box's view
+	dest    string // and where the copy is
 	mount   uint64 // where all of it must be
 	uid     uint32
 	entries int
 	bytes   int64
-	top     int               // the copy's own directory
-	links   map[uint64]string // files of several names, by inode: the copy's first name
+	top     int                 // the copy's own directory
+	links   map[uint64]fileCopy // of files with several names, by inode
 	buf     []byte
+}
+
+// fileCopy is where a copy is, below that of the directory, and which file it is.
+type fileCopy struct {
+	rel      string
+	ino, dev uint64
 }
 
 // moveError is an errno with what it was about.
@@ -198,6 +205,7 @@ func (m *mover) move(sp int, sname string, dp int, dname string) error {
 		m.clear(dp, c.name, 0)
 		return err
 	}
+	m.dest = m.to
 	return m.empty(sp, sname, c.src, c.dst)
 }
 
@@ -248,8 +256,8 @@ func (c *treeCopy) close() {
 // beside. Where that fails nothing is left of it.
 func (m *mover) copy(sp int, sname, at string, dp int, beside string) (*treeCopy, error) {
 	c := &treeCopy{name: fmt.Sprintf(".sandglass-moves-%x-%x", os.Getpid(), m.began.UnixNano())}
-	m.base, m.links = at, map[uint64]string{}
-	m.changed.markTree(join(beside, c.name))
+	m.base, m.dest, m.links = at, join(beside, c.name), map[uint64]fileCopy{}
+	m.changed.markTree(m.dest)
 	src, st, err := m.openDir(sp, sname)
 	if err != nil {
 		return nil, &moveError{errnoOf(err), "open " + at + ": " + err.Error()}
@@ -332,13 +340,17 @@ func (m *mover) copyDir(src, dst int, rel string, depth int) error {
 		return &moveError{syscall.EXDEV, fmt.Sprintf("deeper than %d", moveDepth)}
 	}
 	return sys.Names(src, func(name string) error {
-		err := m.copyEntry(src, dst, name, path.Join(rel, name), depth)
-		var known *moveError
-		if err != nil && !errors.As(err, &known) {
-			err = &moveError{errnoOf(err), join(m.base, path.Join(rel, name)) + ": " + err.Error()}
-		}
-		return err
+		return m.about(path.Join(rel, name), m.copyEntry(src, dst, name, path.Join(rel, name), depth))
 	})
+}
+
+// about says of an error which entry it is about.
+func (m *mover) about(rel string, err error) error {
+	var known *moveError
+	if err == nil || errors.As(err, &known) {
+		return err
+	}
+	return &moveError{errnoOf(err), join(m.base, rel) + ": " + err.Error()}
 }
 
 func (m *mover) copyEntry(src, dst int, name, rel string, depth int) error {
@@ -431,13 +443,12 @@ func (m *mover) copyFile(src, dst int, name, rel string, st sys.Statx) error {
 	if err := m.dress(in, out, st); err != nil {
 		return err
 	}
-	if err := sys.LinkNameless(out, dst, name); err != nil {
+	if err := linkOwn(out, dst, name); err != nil || st.Nlink == 1 {
 		return err
 	}
-	if st.Nlink > 1 {
-		m.links[st.Ino] = rel
-	}
-	return nil
+	now, err := sys.StatAt(out, "")
+	m.links[st.Ino] = fileCopy{rel, now.Ino, now.Dev}
+	return err
 }
 
 // fill copies the content, and leaves holes as they are.
@@ -476,15 +487,27 @@ func (m *mover) fill(in, out int, size int64) error {
 	return sys.Truncate(out, size)
 }
 
-// linkCopy gives the copy that is at first, below the root of the copy, another name.
-func (m *mover) linkCopy(first string, dst int, name string) error {
-	dir, base := path.Split(first)
-	from, err := sys.OpenIn(m.top, path.Clean(dir), syscall.O_RDONLY|syscall.O_DIRECTORY)
+// linkCopy gives the copy of a file that has several names another one.
+func (m *mover) linkCopy(c fileCopy, dst int, name string) error {
+	fd, err := sys.OpenIn(m.top, c.rel, sys.PlaceOnly)
 	if err != nil {
 		return err
 	}
-	defer sys.CloseFD(from)
-	return sys.LinkAt(from, base, dst, name)
+	defer sys.CloseFD(fd)
+	if st, err := sys.StatAt(fd, ""); err != nil || st.Ino != c.ino || st.Dev != c.dev {
+		return syscall.EXDEV // the box has put another in its place
+	}
+	return linkOwn(fd, dst, name)
+}
+
+// linkOwn names a file that was made here, whose owner may be another by now: then the
+// kernel asks for a capability (fs.protected_hardlinks, proc_sys_fs(5)).
+func linkOwn(fd, dst int, name string) error {
+	if err := sys.KeepCaps(sys.CapFowner); err != nil {
+		return err
+	}
+	defer sys.KeepCaps()
+	return sys.LinkOpen(fd, dst, name)
 }
 
 // dress gives a copy what belongs to the original beside its content: attributes, owner,
@@ -587,7 +610,7 @@ func (m *mover) drain(src, dst int, rel string, depth int, back bool) error {
 		left := false
 		err := sys.Names(src, func(name string) error {
 			left = true
-			return m.drainEntry(src, dst, name, path.Join(rel, name), depth, back)
+			return m.about(path.Join(rel, name), m.drainEntry(src, dst, name, path.Join(rel, name), depth, back))
 		})
 		if err != nil || !left {
 			return err
@@ -607,7 +630,7 @@ func (m *mover) drainEntry(src, dst int, name, rel string, depth int, back bool)
 	b, err := sys.StatAt(dst, name)
 	there := err == nil
 	if a.Mode&syscall.S_IFMT != syscall.S_IFDIR {
-		if there && (back || a.Ino == b.Ino || !m.isUpper(rel)) {
+		if there && (back || a.Ino == b.Ino || m.isAsCopied(rel)) {
 			return sys.UnlinkAt(src, name, false)
 		}
 		return sys.RenameAt(src, name, dst, name, 0)
@@ -632,6 +655,14 @@ func (m *mover) drainEntry(src, dst int, name, rel string, depth int, back bool)
 		return err
 	}
 	return nil // not empty again: the next pass finds it
+}
+
+// isAsCopied says whether the box has not changed a file since it was copied: it is the
+// real one still, or the copy is another name of the box's.
+func (m *mover) isAsCopied(rel string) bool {
+	old, own := m.changed.upperInode(path.Join(m.base, rel))
+	now, ok := m.changed.upperInode(path.Join(m.dest, rel))
+	return !own || ok && old == now
 }
 
 // clear removes a copy that is not wanted, as far as that goes.

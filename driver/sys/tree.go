@@ -23,6 +23,9 @@ func OpenIn(dir int, name string, flags int) (int, error) {
 	return openat2(dir, name, flags|unix.O_NOFOLLOW, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_XDEV|unix.RESOLVE_NO_SYMLINKS|unix.RESOLVE_NO_MAGICLINKS)
 }
 
+// PlaceOnly is O_PATH.
+const PlaceOnly = unix.O_PATH
+
 func openat2(dir int, path string, flags int, resolve uint64) (int, error) {
 	how := unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: resolve}
 	for range 64 {
@@ -58,13 +61,13 @@ func Names(dir int, f func(name string) error) error {
 }
 
 // OpenNameless makes a regular file without a name in dir (O_TMPFILE), to be given one by
-// [LinkNameless].
+// [LinkOpen].
 func OpenNameless(dir int) (int, error) {
 	return unix.Openat(dir, ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 }
 
-// LinkNameless names a file of [OpenNameless].
-func LinkNameless(fd, dir int, name string) error {
+// LinkOpen gives the open file fd another name, or its first.
+func LinkOpen(fd, dir int, name string) error {
 	return unix.Linkat(unix.AT_FDCWD, selfFD(fd), dir, name, unix.AT_SYMLINK_FOLLOW)
 }
 
