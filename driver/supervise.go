@@ -174,6 +174,8 @@ type supervisor struct {
 	relays    relays
 	net       *network.Network              // nil: the box has no way out of its own
 	frozen    atomic.Pointer[chan struct{}] // closed when the session is frozen no more; nil: it is not
+	moving    chan struct{}                 // 1 deep: held while a tree is moved
+	moved     atomic.Bool                   // one was: what is known of paths may be wrong
 
 	n    *sys.Notif
 	p    *proc
@@ -206,6 +208,9 @@ func (s *supervisor) serve() {
 		s.standStill()
 		s.n, s.now = n, time.Now()
 		s.paths.tick(s.now)
+		if s.moved.Swap(false) {
+			s.paths.forget()
+		}
 		if n.TID == 0 {
 			s.l.Fail(n.ID, syscall.EPERM) // not to be named from here: not of this box
 			continue
@@ -813,11 +818,11 @@ func (s *supervisor) rename(fd1 int32, a1 uint64, fd2 int32, a2 uint64, flags ui
 	if flags&exchange != 0 {
 		act = core.ActExchange
 	}
-	from, e := s.find(fd1, a1, false)
+	from, plain1, e := s.findEntry(fd1, a1, flags)
 	if e != 0 {
 		return s.unreadable(core.FilesWrite, act, from, e)
 	}
-	to, e := s.find(fd2, a2, false)
+	to, plain2, e := s.findEntry(fd2, a2, flags)
 	if e != 0 {
 		return s.unreadable(core.FilesWrite, act, to, e)
 	}
@@ -829,6 +834,9 @@ func (s *supervisor) rename(fd1 int32, a1 uint64, fd2 int32, a2 uint64, flags ui
 			s.changed.markTree(from.path)
 		}
 		s.paths.changes(from.path, true)
+		if plain1 && plain2 {
+			return s.moveTree(from, to, flags, ans)
+		}
 	}
 	return ans
 }
