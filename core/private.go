@@ -174,7 +174,7 @@ func (p *Policy) CheckGrants() error {
 	for i := range p.Grants {
 		g := &p.Grants[i]
 		in := slices.ContainsFunc(p.Private, func(place string) bool {
-			return Within(place, g.Path) || strings.HasPrefix(g.Path, "/") && place == OtherHomes
+			return place != OtherHomes && Within(place, g.Path) || strings.HasPrefix(g.Path, "/") && place == OtherHomes
 		})
 		if !in {
 			return Hint(fmt.Errorf("grant %q: %s is in no private place", Shorten(g.String(), 200), Shorten(g.Path, 200)), "every program reads it; `private:` makes it a private place")
@@ -215,28 +215,17 @@ var globQuote = strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`)
 type PrivateDecision struct {
 	Stance Stance
 	Rule   string
-	Grant  Grant // of an Allow or Ask
 }
 
-// DecidePrivate decides whether a process may read the private file: the first grant that
-// names the file, and a program that the process is, see is. homes are the caller's. Where
-// none does, nobody may.
-func (p *Policy) DecidePrivate(file string, homes []string, is func(exe string) bool) PrivateDecision {
+// DecidePrivate decides whether a process may read a private file: the first grant decides
+// that names both, see names. Where none does, nobody may.
+func (p *Policy) DecidePrivate(names func(i int, g *Grant) bool) PrivateDecision {
 	for i := range p.Grants {
-		g := &p.Grants[i]
-		if is(g.Exe) && slices.ContainsFunc(homesOr(homes), func(h string) bool { return Within(AtHome(g.Path, h), file) }) {
-			return PrivateDecision{g.Stance, p.Name + ": " + g.String(), *g}
+		if g := &p.Grants[i]; names(i, g) {
+			return PrivateDecision{g.Stance, p.Name + ": " + g.String()}
 		}
 	}
-	return PrivateDecision{Block, p.Name + ": " + string(FilesPrivate), Grant{}}
-}
-
-// homesOr has at least one home, so that what needs none is matched once.
-func homesOr(homes []string) []string {
-	if len(homes) == 0 {
-		return []string{"/"}
-	}
-	return homes
+	return PrivateDecision{Block, p.Name + ": " + string(FilesPrivate)}
 }
 
 // PrivateView is by which two policies that hide and open the same are told to do so.

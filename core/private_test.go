@@ -40,7 +40,7 @@ func TestPrivatePlacesOfAPolicy(t *testing.T) {
 		{"/home/me/.ssh/config", "/usr/bin/scp", Block}, {"/home/other/.ssh/config", "/usr/bin/ssh", Block},
 		{"/home/me/notes/a/b", "/usr/bin/less", Ask}, {"/home/me/notes", "/usr/bin/less", Ask}, {"/home/me/notes2", "/usr/bin/less", Block},
 	} {
-		d := p.DecidePrivate(c.file, []string{"/root", "/home/me"}, func(exe string) bool { return exe == c.exe })
+		d := p.DecidePrivate(func(_ int, g *Grant) bool { return g.Exe == c.exe && Within(AtHome(g.Path, "/home/me"), c.file) })
 		if d.Stance != c.want {
 			t.Errorf("%s for %s: %s, want %s", c.file, c.exe, d.Stance, c.want)
 		}
