@@ -144,7 +144,8 @@ func (s *scan) entry(up, real string, there bool) error {
 	if is.Type != core.TypeDir {
 		return nil
 	}
-	return s.dir(up, real, was != nil && was.Type == core.TypeDir && Opaque(up))
+	// Where a mask was, the box did not see what its own directory now hides.
+	return s.dir(up, real, was != nil && was.Type == core.TypeDir && Opaque(up) && !s.masks[real])
 }
 
 // Lstat reports on a path without following it.

@@ -31,6 +31,7 @@ type Layer struct {
 	Path  string `json:"path"`
 	Dir   string `json:"dir"`
 	Frame bool   `json:"frame,omitempty"`
+	Over  bool   `json:"over,omitempty"` // mounted over the layer of a directory above
 }
 
 func (b Dir) At(parts ...string) string {
