@@ -193,7 +193,7 @@ func (c *changed) upperInode(p string) (ino uint64, ok bool) {
 	if !ok {
 		return 0, false
 	}
-	st, err := sys.StatAt(fd, rel)
+	st, err := sys.StatxAt(fd, rel)
 	return st.Ino, err == nil
 }
 

@@ -146,7 +146,7 @@ func (m *mover) run(moving chan struct{}, d core.Detail) performed {
 	defer sys.CloseFD(dp)
 	// The kernel's own word first: it may be possible, and every other refusal is its to say.
 	sname, dname := path.Base(m.from), path.Base(m.to)
-	err = sys.RenameAt(sp, sname, dp, dname, m.flags)
+	err = sys.Rename2(sp, sname, dp, dname, m.flags)
 	if err != syscall.EXDEV {
 		return performed{errno: errnoOf(err)}
 	}
@@ -156,8 +156,8 @@ func (m *mover) run(moving chan struct{}, d core.Detail) performed {
 	case <-m.over:
 		return performed{errno: syscall.EXDEV}
 	}
-	a, err := sys.StatAt(sp, "")
-	b, err2 := sys.StatAt(dp, "")
+	a, err := sys.StatxAt(sp, "")
+	b, err2 := sys.StatxAt(dp, "")
 	if err != nil || err2 != nil || a.Mount != b.Mount || a.Dev != b.Dev {
 		return performed{errno: syscall.EXDEV} // two layers: as across file systems
 	}
@@ -201,7 +201,7 @@ func (m *mover) move(sp int, sname string, dp int, dname string) error {
 		return err
 	}
 	defer c.close()
-	if err := sys.RenameAt(dp, c.name, dp, dname, m.flags); err != nil {
+	if err := sys.Rename2(dp, c.name, dp, dname, m.flags); err != nil {
 		m.clear(dp, c.name, 0)
 		return err
 	}
@@ -222,7 +222,7 @@ func (m *mover) exchange(sp int, sname string, dp int, dname string) error {
 			return err
 		}
 	}
-	return sys.RenameAt(sp, sname, dp, dname, m.flags)
+	return sys.Rename2(sp, sname, dp, dname, m.flags)
 }
 
 // adopt puts a copy in the place of a directory.
@@ -238,7 +238,7 @@ func (m *mover) adopt(dir int, name, at string) error {
 		m.clear(dir, c.name, 0)
 		return err
 	}
-	return sys.RenameAt(dir, c.name, dir, name, sys.RenameNoreplace)
+	return sys.Rename2(dir, c.name, dir, name, sys.RenameNoreplace)
 }
 
 // treeCopy is a copy of a directory, not yet in its place.
@@ -312,7 +312,7 @@ func (m *mover) openDir(dir int, name string) (fd int, st sys.Statx, err error) 
 	if err != nil {
 		return -1, st, err
 	}
-	if st, err = sys.StatAt(fd, ""); err == nil && st.Mount != m.mount {
+	if st, err = sys.StatxAt(fd, ""); err == nil && st.Mount != m.mount {
 		err = syscall.EXDEV
 	}
 	if err != nil {
@@ -324,7 +324,7 @@ func (m *mover) openDir(dir int, name string) (fd int, st sys.Statx, err error) 
 // makeDir makes a directory and opens it. The box may have put another in its place
 // meanwhile: one that is not as a new one is not touched.
 func (m *mover) makeDir(dir int, name string) (int, error) {
-	if err := sys.MkdirAt(dir, name, 0o700); err != nil {
+	if err := sys.MakeDir(dir, name, 0o700); err != nil {
 		return -1, err
 	}
 	fd, st, err := m.openDir(dir, name)
@@ -358,7 +358,7 @@ func (m *mover) copyEntry(src, dst int, name, rel string, depth int) error {
 	if err := m.goOn(0); err != nil {
 		return err
 	}
-	st, err := sys.StatAt(src, name)
+	st, err := sys.StatxAt(src, name)
 	switch {
 	case err == syscall.ENOENT:
 		return nil // gone since
@@ -424,7 +424,7 @@ func (m *mover) copyFile(src, dst int, name, rel string, st sys.Statx) error {
 		return err
 	}
 	defer sys.CloseFD(in)
-	if st, err = sys.StatAt(in, ""); err != nil {
+	if st, err = sys.StatxAt(in, ""); err != nil {
 		return err
 	}
 	if st.Mode&syscall.S_IFMT != syscall.S_IFREG {
@@ -446,7 +446,7 @@ func (m *mover) copyFile(src, dst int, name, rel string, st sys.Statx) error {
 	if err := linkOwn(out, dst, name); err != nil || st.Nlink == 1 {
 		return err
 	}
-	now, err := sys.StatAt(out, "")
+	now, err := sys.StatxAt(out, "")
 	m.links[st.Ino] = fileCopy{rel, now.Ino, now.Dev}
 	return err
 }
@@ -494,7 +494,7 @@ func (m *mover) linkCopy(c fileCopy, dst int, name string) error {
 		return err
 	}
 	defer sys.CloseFD(fd)
-	if st, err := sys.StatAt(fd, ""); err != nil || st.Ino != c.ino || st.Dev != c.dev {
+	if st, err := sys.StatxAt(fd, ""); err != nil || st.Ino != c.ino || st.Dev != c.dev {
 		return syscall.EXDEV // the box has put another in its place
 	}
 	return linkOwn(fd, dst, name)
@@ -518,7 +518,7 @@ func (m *mover) dress(in, out int, st sys.Statx) error {
 	if err != nil {
 		return err
 	}
-	cur, err := sys.StatAt(out, "")
+	cur, err := sys.StatxAt(out, "")
 	if err != nil {
 		return err
 	}
@@ -557,7 +557,7 @@ func (m *mover) dress(in, out int, st sys.Statx) error {
 			return err
 		}
 	}
-	if now, err := sys.StatAt(out, ""); err != nil || now.Mode != st.Mode || now.UID != st.UID || now.GID != st.GID {
+	if now, err := sys.StatxAt(out, ""); err != nil || now.Mode != st.Mode || now.UID != st.UID || now.GID != st.GID {
 		return &moveError{syscall.EXDEV, "owner or mode cannot be kept"}
 	}
 	return sys.SetTimes(out, st.ATime, st.MTime)
@@ -589,7 +589,7 @@ func (m *mover) empty(dir int, name string, src, dst int) error {
 		if err := m.drain(src, dst, "", 0, false); err != nil {
 			return err
 		}
-		if err := sys.UnlinkAt(dir, name, true); err != syscall.ENOTEMPTY {
+		if err := sys.RemoveAt(dir, name, true); err != syscall.ENOTEMPTY {
 			return err
 		}
 	}
@@ -603,7 +603,7 @@ func (m *mover) drain(src, dst int, rel string, depth int, back bool) error {
 	if depth > 2*moveDepth {
 		return syscall.ENAMETOOLONG
 	}
-	if st, err := sys.StatAt(src, ""); err == nil && st.UID == m.uid && st.Mode&0o700 != 0o700 {
+	if st, err := sys.StatxAt(src, ""); err == nil && st.UID == m.uid && st.Mode&0o700 != 0o700 {
 		sys.Chmod(src, st.Mode|0o700) // its last moments: a rename does not ask what is in it
 	}
 	for range movePasses {
@@ -620,23 +620,23 @@ func (m *mover) drain(src, dst int, rel string, depth int, back bool) error {
 }
 
 func (m *mover) drainEntry(src, dst int, name, rel string, depth int, back bool) error {
-	a, err := sys.StatAt(src, name)
+	a, err := sys.StatxAt(src, name)
 	if err == syscall.ENOENT {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	b, err := sys.StatAt(dst, name)
+	b, err := sys.StatxAt(dst, name)
 	there := err == nil
 	if a.Mode&syscall.S_IFMT != syscall.S_IFDIR {
 		if there && (back || a.Ino == b.Ino || m.isAsCopied(rel)) {
-			return sys.UnlinkAt(src, name, false)
+			return sys.RemoveAt(src, name, false)
 		}
-		return sys.RenameAt(src, name, dst, name, 0)
+		return sys.Rename2(src, name, dst, name, 0)
 	}
 	if !there {
-		return sys.RenameAt(src, name, dst, name, sys.RenameNoreplace)
+		return sys.Rename2(src, name, dst, name, sys.RenameNoreplace)
 	}
 	from, _, err := m.openDir(src, name)
 	if err != nil {
@@ -651,7 +651,7 @@ func (m *mover) drainEntry(src, dst int, name, rel string, depth int, back bool)
 	if err := m.drain(from, to, rel, depth+1, back); err != nil {
 		return err
 	}
-	if err := sys.UnlinkAt(src, name, true); err != nil && err != syscall.ENOTEMPTY {
+	if err := sys.RemoveAt(src, name, true); err != nil && err != syscall.ENOTEMPTY {
 		return err
 	}
 	return nil // not empty again: the next pass finds it
@@ -679,7 +679,7 @@ func (m *mover) clear(dir int, name string, depth int) {
 		left := false
 		sys.Names(fd, func(name string) error {
 			left = true
-			if sys.UnlinkAt(fd, name, false) != nil {
+			if sys.RemoveAt(fd, name, false) != nil {
 				m.clear(fd, name, depth+1)
 			}
 			return nil
@@ -688,5 +688,5 @@ func (m *mover) clear(dir int, name string, depth int) {
 			break
 		}
 	}
-	sys.UnlinkAt(dir, name, true)
+	sys.RemoveAt(dir, name, true)
 }

@@ -287,7 +287,7 @@ func moveInAllWays() {
 	must(os.Chdir(os.Args[1]))
 	const cwd = -100
 	rename := func(from, to string, flags uint32, want error) {
-		if err := sys.RenameAt(cwd, from, cwd, to, flags); err != want && !(want == nil && err == nil) {
+		if err := sys.Rename2(cwd, from, cwd, to, flags); err != want && !(want == nil && err == nil) {
 			fail("rename(%q, %q, %d): %v, want %v", from, to, flags, err, want)
 		}
 	}
@@ -326,7 +326,7 @@ func moveInAllWays() {
 	// By descriptor, and what is in a directory that moves with it.
 	dir, err := os.Open("mine")
 	must(err)
-	must(sys.RenameAt(cwd, "g", int(dir.Fd()), "f/g", 0))
+	must(sys.Rename2(cwd, "g", int(dir.Fd()), "f/g", 0))
 	has("mine/f/g/of-g", "g")
 	rename("mine", "yours", 0, nil)
 	has("yours/f/g/of-g", "g")
@@ -435,7 +435,7 @@ func moveWhileNamesAreExchanged() {
 				default:
 				}
 				const cwd = -100
-				sys.RenameAt(cwd, tree+"/sub/g", cwd, "toetc", sys.RenameExchange)
+				sys.Rename2(cwd, tree+"/sub/g", cwd, "toetc", sys.RenameExchange)
 				ents, _ := os.ReadDir(".")
 				for _, e := range ents {
 					if strings.HasPrefix(e.Name(), ".sandglass-moves") { // the copy, while it is made

@@ -87,8 +87,8 @@ type Statx struct {
 	Fixed, Append bool // the immutable and the append-only flag: chattr(1)
 }
 
-// StatAt reports on name in dir without following it, on dir itself when name is "".
-func StatAt(dir int, name string) (s Statx, err error) {
+// StatxAt reports on name in dir without following it, on dir itself when name is "".
+func StatxAt(dir int, name string) (s Statx, err error) {
 	var st unix.Statx_t
 	flags := unix.AT_SYMLINK_NOFOLLOW | unix.AT_NO_AUTOMOUNT
 	if name == "" {
@@ -110,33 +110,16 @@ func timespec(t unix.StatxTimestamp) (ts syscall.Timespec) {
 	return syscall.NsecToTimespec(t.Sec*1e9 + int64(t.Nsec))
 }
 
-// RenameAt is renameat2(2).
-func RenameAt(olddir int, oldname string, newdir int, newname string, flags uint32) error {
+// Rename2 is renameat2(2).
+func Rename2(olddir int, oldname string, newdir int, newname string, flags uint32) error {
 	return unix.Renameat2(olddir, oldname, newdir, newname, uint(flags))
 }
 
-// The flags of [RenameAt].
+// The flags of [Rename2].
 const (
 	RenameNoreplace = unix.RENAME_NOREPLACE
 	RenameExchange  = unix.RENAME_EXCHANGE
 )
-
-// LinkAt makes another name of what oldname names, a symbolic link itself.
-func LinkAt(olddir int, oldname string, newdir int, newname string) error {
-	return unix.Linkat(olddir, oldname, newdir, newname, 0)
-}
-
-// MkdirAt makes a directory.
-func MkdirAt(dir int, name string, mode uint32) error { return unix.Mkdirat(dir, name, mode) }
-
-// UnlinkAt removes a name; with isDir that of an empty directory.
-func UnlinkAt(dir int, name string, isDir bool) error {
-	flags := 0
-	if isDir {
-		flags = unix.AT_REMOVEDIR
-	}
-	return unix.Unlinkat(dir, name, flags)
-}
 
 // Chown, Chmod and SetTimes change what fd stands for, which must be opened, not a place
 // alone.
