@@ -167,7 +167,8 @@ type supervisor struct {
 	wall      secondWall
 	abstract  map[string]bool // names that the box bound on the caller's network
 	ports     func() []uint16
-	bus       *sessionBus             // nil: the box has none
+	bus       *sessionBus // nil: the box has none
+	settings  settingsFiles
 	sockets   map[string]core.Surface // that the caller's environment points at
 	limits    limiter
 	outside   *outside
@@ -718,13 +719,25 @@ func (s *supervisor) write(act core.Action, p place, p2 *place, d core.Detail) a
 			rule = "own view"
 		}
 	}
-	if dec := s.policy.Load().Decide(core.FilesWrite); dec.Verdict == core.Blocked {
-		return s.refuse(core.FilesWrite, act, p.path, dec.Rule, syscall.EACCES, d)
+	sf := core.FilesWrite
+	if rule == "overlay" {
+		for _, x := range []*place{&p, p2} { // where it goes to says more than where it comes from
+			if x != nil {
+				if set := s.settings.surface(x.path, s.exists); set != "" {
+					sf = set
+				}
+			}
+		}
+	}
+	for _, needs := range []core.Surface{core.FilesWrite, sf} {
+		if dec := s.policy.Load().Decide(needs); dec.Verdict == core.Blocked {
+			return s.refuse(sf, act, p.path, dec.Rule, syscall.EACCES, d)
+		}
 	}
 	if rule == "overlay" && adds[act] && s.limits.full.Load() {
-		return s.refuse(core.FilesWrite, act, p.path, "limit box-size", syscall.EDQUOT, d)
+		return s.refuse(sf, act, p.path, "limit box-size", syscall.EDQUOT, d)
 	}
-	return answer{ops: [2]*core.Operation{{Surface: core.FilesWrite, Action: act, Target: p.path, Verdict: core.Redirected, Rule: rule, Detail: d}}}
+	return answer{ops: [2]*core.Operation{{Surface: sf, Action: act, Target: p.path, Verdict: core.Redirected, Rule: rule, Detail: d}}}
 }
 
 // unreadable is the answer for a call whose arguments the kernel will refuse as well:
