@@ -696,8 +696,10 @@ func (s *supervisor) write(act core.Action, p place, p2 *place, d core.Detail) a
 		if x == nil {
 			continue
 		}
-		if a, ok := s.privateWrite(act, *x, d); ok {
-			return a
+		if x != p2 || act != core.ActRename { // what is renamed onto is replaced
+			if a, ok := s.privateWrite(act, *x, d); ok {
+				return a
+			}
 		}
 		switch s.spotOf(*x) {
 		case onHidden:
