@@ -31,6 +31,11 @@ const maxPolicyFile = 1 << 20
 //	  proxy: socks5://127.0.0.1:1080
 //	  resolvers: ["192.0.2.53"]
 //	  other-dns: block       # DNS over TLS, QUIC and HTTPS past the box's resolver
+//	private:                 # places besides those of the base; ! takes one out
+//	  - ~/notes
+//	  - "!~/.npmrc"
+//	grants:                  # who may read what is private; the first that matches decides
+//	  - allow ~/.ssh from /usr/bin/ssh
 //	limits:
 //	  memory: 512MiB
 //
@@ -48,6 +53,8 @@ func ParsePolicy(name string, text []byte) (*Policy, error) {
 		Surfaces map[string]string `yaml:"surfaces"`
 		Connect  []string          `yaml:"connect"`
 		Network  networkFile       `yaml:"network"`
+		Private  []string          `yaml:"private"`
+		Grants   []string          `yaml:"grants"`
 		Limits   map[string]string `yaml:"limits"`
 	}
 	fail := func(err error) error { return fmt.Errorf("policy %s: %w", Shorten(name, 200), err) }
@@ -90,6 +97,19 @@ func ParsePolicy(name string, text []byte) (*Policy, error) {
 		if err := p.Grant(c); err != nil {
 			return nil, fail(err)
 		}
+	}
+	for _, x := range f.Private {
+		if err := p.AddPrivate(x); err != nil {
+			return nil, fail(err)
+		}
+	}
+	for _, g := range f.Grants {
+		if err := p.AddGrant(g); err != nil {
+			return nil, fail(err)
+		}
+	}
+	if err := p.CheckGrants(); err != nil {
+		return nil, fail(err)
 	}
 	if err := f.Network.apply(&p.Network); err != nil {
 		return nil, fail(err)

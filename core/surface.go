@@ -191,6 +191,7 @@ const (
 	ActRemovexattr Action = "removexattr"  //
 	ActSetattr     Action = "setattr"      // file_setattr(2): inode flags
 	ActHandle      Action = "handle"       // name_to_handle_at, open_by_handle_at
+	ActPass        Action = "pass"         // a descriptor of a private file is sent to another process; detail.fd
 	ActExec        Action = "exec"         // target: the program; detail.argv
 	ActStart       Action = "start"        // a process was first seen; detail.ppid
 	ActExit        Action = "exit"         // a process ended; detail.code or detail.signal
@@ -227,5 +228,6 @@ const (
 	ActThaw        Action = "thaw"         // and go on
 	ActPolicy      Action = "policy"       // the policy is changed while the session runs; target: a surface or socket
 	ActKill        Action = "kill"         // the session is ended by force; detail.why
+	ActTrouble     Action = "trouble"      // something beside the way failed; target: of which part; detail.error
 	ActSlow        Action = "backpressure" // the log could not keep up and the box was slowed down
 )

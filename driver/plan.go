@@ -159,6 +159,9 @@ const (
 	stepFrame   stepKind = "frame"   // a directory with mount points further down: an overlay on a copy of its bare frame
 	stepImage   stepKind = "image"   // bound, read-only
 	stepMask    stepKind = "mask"    // an empty, read-only directory
+	// Of private places that a grant opens, see private.go.
+	stepVeil     stepKind = "veil"      // the box's own over a skeleton of the real directory
+	stepVeilFile stepKind = "veil-file" // the skeleton of a file, read-only
 )
 
 // planStep is one mount of the box's view, made in the order of the plan.
@@ -168,6 +171,9 @@ type planStep struct {
 	ReadOnly bool     // refused with EROFS, as outside
 	Why      string   // for masks: what was masked
 	Points   []string // for frames: the names of directories that a later step mounts on
+	Hide     []string // for frames: the names of files that are private
+	Roots    []string // for veils: what the skeleton has
+	Over     bool     // it is mounted over the layer of a directory above, in which the box may have put anything
 }
 
 // ownPlaces are the directories that the box gets instead of the real ones.
@@ -336,6 +342,9 @@ func hidden(vis map[string]mountEntry, hide []string) []string {
 			inFS = path.Join(own.root, h)
 		}
 		for _, e := range vis {
+			if e.dev == own.dev && e.id != own.id && under(e.root, inFS) && e.root != inFS { // a mount of something in it
+				out[e.point] = true
+			}
 			if e.dev == own.dev && under(inFS, e.root) {
 				p := path.Join(e.point, strings.TrimPrefix(inFS, e.root))
 				if e.root == "/" {

@@ -15,6 +15,7 @@ import (
 	"sort"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -73,7 +74,7 @@ func (b Dir) ChangesIn(ctx context.Context, paths []string, f func(*core.Change)
 
 const (
 	// runOfNames is how many names of a directory are in memory at a time, sorted.
-	runOfNames = 1 << 16
+	runOfNames = 1 << 15
 	// keptOpen is how many levels of a path are kept open on the way down: a path can have
 	// more of them than a process may have descriptors.
 	keptOpen = 64
@@ -625,6 +626,8 @@ func xattrs(p string) map[string][]byte {
 	return out
 }
 
+var compareBuffers = sync.Pool{New: func() any { return new([2][64 << 10]byte) }}
+
 // sameContent compares two regular files of one size.
 func sameContent(a, b string, openB func(string) (*os.File, error)) (bool, error) {
 	fa, err := OpenRegular(a)
@@ -637,8 +640,9 @@ func sameContent(a, b string, openB func(string) (*os.File, error)) (bool, error
 		return false, err
 	}
 	defer fb.Close()
-	const chunk = 128 << 10
-	ba, bb := make([]byte, chunk), make([]byte, chunk)
+	buf := compareBuffers.Get().(*[2][64 << 10]byte)
+	defer compareBuffers.Put(buf)
+	ba, bb := buf[0][:], buf[1][:]
 	for {
 		na, ea := io.ReadFull(fa, ba)
 		nb, eb := io.ReadFull(fb, bb)

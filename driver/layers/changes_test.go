@@ -272,7 +272,7 @@ func TestChangesOfOverlays(t *testing.T) {
 		{name: "a directory whose content changed is none itself", do: "echo new > d/new", want: []string{"A d/new"}},
 		{name: "added", do: "echo n > n; mkdir -p m/k; ln -s n s; mkfifo p; echo n > m/k/n",
 			want: []string{"A m", "A m/k", "A m/k/n", "A n", "A p", "A s"}},
-		{name: "modified", do: "echo n > f; chmod 600 d/g; chmod 700 d; ln -sf n l",
+		{name: "modified", do: "echo n > f; chmod 600 d/g; chmod 700 d; ln -sfn n l",
 			want: []string{"M d mode", "M d/g mode", "M f content", "M l link"}},
 		{name: "the same content written again is no change", do: "cp f x; cat x > f; rm x"},
 		{name: "the same content in another file is no change", do: "cp -p f x; mv x f"},
@@ -505,5 +505,165 @@ func randomOp(r *rand.Rand, tree string) func(top string) string {
 			return "not two files"
 		}
 		return did(fmt.Sprint("replace ", b, " by ", a), syscall.Rename(top+a, top+b))
+	}
+}
+
+// What a hostile box can leave behind costs it nothing but a line.
+func TestChangesOfHostileLayers(t *testing.T) {
+	e := newBench(t)
+	e.put("f", "d/g", "secret/key", "secret/sub/key", "l -> /etc")
+	up := e.b.Upper(e.ls[0])
+	in := func(names ...string) string { return filepath.Join(append([]string{up}, names...)...) }
+	e.must(os.Symlink("/etc", in("link")))
+	e.must(os.Symlink(e.real, in("d"))) // d/g is not looked for through it
+	e.must(syscall.Mkfifo(in("f"), 0o644))
+	e.must(os.Mkdir(in("l"), 0o755)) // the real one is a link to a directory with a passwd, too
+	e.must(os.WriteFile(in("l", "passwd"), nil, 0o644))
+	e.must(sys.MakeWhiteout(-100, in("none")))
+	e.expect(e.changes(), "M d type", "M f type", "M l type", "A l/passwd", "A link")
+	e.expect(e.changes("l/passwd"), "M l type", "A l/passwd")
+	e.expect(e.changes("d/g"), "M d type")
+	e.expect(e.changes("link/passwd"))
+
+	// What the sandbox hides was not deleted; what the box puts there is a change.
+	e.must(sys.MakeWhiteout(-100, in("secret")))
+	masks, err := json.Marshal([][]byte{[]byte(filepath.Join(e.real, "secret"))})
+	e.must(err)
+	e.must(os.WriteFile(e.b.At("masks.json"), masks, 0o600))
+	e.expect(e.changes("secret"))
+	e.must(os.Remove(in("secret")))
+	e.must(os.Mkdir(in("secret"), 0o755))
+	e.must(sys.Lsetxattr(in("secret"), "user.overlay.opaque", []byte("y")))
+	e.must(os.WriteFile(in("secret", "key"), []byte("other"), 0o644))
+	e.must(os.Mkdir(in("secret", "sub"), 0o755))
+	e.expect(e.changes("secret"), "M secret/key content")
+}
+
+func TestChangesOfADeepTree(t *testing.T) {
+	e := newBench(t)
+	deep(t, e.b.Upper(e.ls[0]), 10000)
+	got := e.changes()
+	last := got[len(got)-1]
+	if want := (pathMax - len(e.real)) / 2; len(got) != want+1 || !strings.HasSuffix(last, "("+errTooDeep.Error()+")") {
+		t.Errorf("%d changes, the last %q: want %d", len(got), core.Shorten(last, 100), want+1)
+	}
+}
+
+// deep makes a directory with that many below each other.
+func deep(t testing.TB, dir string, levels int) {
+	t.Helper()
+	fd, err := sys.OpenPath(-1, dir, syscall.O_DIRECTORY)
+	for range levels {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err = sys.MakeDir(fd, "d", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		var next int
+		next, err = sys.OpenPath(fd, "d", syscall.O_DIRECTORY)
+		sys.CloseFD(fd)
+		fd = next
+	}
+	sys.CloseFD(fd)
+}
+
+// What a box has closed to its own user is opened while it is looked at, and only then.
+func TestChangesOfWhatIsClosed(t *testing.T) {
+	e := newBench(t)
+	e.put("f", "same", "d/g", "d/k/h")
+	up := e.b.Upper(e.ls[0])
+	for n, text := range map[string]string{"f": "fear f", "same": "real same", "d/g": "real d/g", "d/k/n": "n"} {
+		e.must(os.MkdirAll(filepath.Dir(filepath.Join(up, n)), 0o755))
+		e.must(os.WriteFile(filepath.Join(up, n), []byte(text), 0o644))
+	}
+	closed := []string{"f", "same", "d/g", "d/k", "d"}
+	for _, n := range closed {
+		e.must(os.Chmod(filepath.Join(up, n), 0))
+	}
+	e.expect(e.changes(), "M d mode", "M d/g mode", "M d/k mode", "A d/k/n", "M f content,mode", "M same mode")
+	if os.Getuid() == 0 {
+		return // whom nothing is closed to
+	}
+	run, err := e.b.Register(SessionRef{ID: "S"})
+	if errors.Is(err, fs.ErrNotExist) {
+		e.must(os.Mkdir(e.b.At("run"), 0o700))
+		run, err = e.b.Register(SessionRef{ID: "S"})
+	}
+	e.must(err)
+	defer run.Close()
+	e.expect(e.changes(), "M d mode (permission denied)", "M f mode (permission denied)", "M same mode (permission denied)")
+	for _, n := range closed[len(closed)-1:] {
+		if fi, err := os.Lstat(filepath.Join(up, n)); err != nil || fi.Mode().Perm() != 0 {
+			t.Errorf("%s is left with mode %v, %v", n, fi.Mode(), err)
+		}
+	}
+}
+
+// A frame has copies of the real directory's small files, without owner and attributes.
+func TestChangesOfAFrame(t *testing.T) {
+	e := newBench(t, "in")
+	e.put("f", "g")
+	e.must(sys.Lsetxattr(filepath.Join(e.real, "f"), "user.a", []byte("1")))
+	e.ls[0].Frame = true
+	data, err := json.Marshal(e.ls)
+	e.must(err)
+	e.must(os.WriteFile(e.b.At("layers.json"), data, 0o600))
+	up := e.b.Upper(e.ls[0])
+	e.must(os.WriteFile(filepath.Join(up, "f"), []byte("real f"), 0o644)) // copied up for its times
+	e.must(os.WriteFile(filepath.Join(up, "g"), []byte("real g"), 0o600))
+	e.must(os.WriteFile(filepath.Join(e.b.Upper(e.ls[1]), "n"), nil, 0o600))
+	e.expect(e.changes(), "M g mode", "A in/n")
+	e.must(sys.Lsetxattr(filepath.Join(up, "f"), "user.b", []byte("1")))
+	e.expect(e.changes("f"), "M f xattrs")
+}
+
+// Memory stays small however many names there are, and they come in runs that are sorted.
+func TestADirectoryOfManyNames(t *testing.T) {
+	e := newBench(t)
+	e.put("d/real")
+	up := filepath.Join(e.b.Upper(e.ls[0]), "d")
+	e.must(os.MkdirAll(up, 0o755))
+	e.must(sys.Lsetxattr(up, "user.overlay.opaque", []byte("y")))
+	one := filepath.Join(up, "0")
+	e.must(os.WriteFile(one, nil, 0o644))
+	const many = runOfNames + 1000
+	for i := 1; i < many; i++ {
+		name := filepath.Join(up, strconv.Itoa(i))
+		if err := os.Link(one, name); errors.Is(err, syscall.EMLINK) { // 65000 in ext4
+			one = name
+			e.must(os.WriteFile(one, nil, 0o644))
+		} else {
+			e.must(err)
+		}
+	}
+	got := e.changes()
+	if len(got) != many+1 || !slices.IsSorted(got[:runOfNames]) || !slices.IsSorted(got[runOfNames:many]) || got[many] != "D d/real" {
+		t.Errorf("%d changes, the last %q", len(got), got[len(got)-1])
+	}
+}
+
+// BenchmarkChanges looks over 100,000 files of a box: half of them new, half changed.
+func BenchmarkChanges(b *testing.B) {
+	e := newBench(b)
+	up := e.b.Upper(e.ls[0])
+	for d := range 100 {
+		dir := fmt.Sprintf("d%02d", d)
+		e.put(dir + "/")
+		e.must(os.Mkdir(filepath.Join(up, dir), 0o755))
+		for i := range 1000 {
+			name := filepath.Join(dir, strconv.Itoa(i))
+			if i%2 == 0 {
+				e.must(os.WriteFile(filepath.Join(e.real, name), []byte("real"), 0o644))
+			}
+			e.must(os.WriteFile(filepath.Join(up, name), []byte("here"), 0o644))
+		}
+	}
+	for b.Loop() {
+		n := 0
+		e.must(e.b.Changes(context.Background(), func(*core.Change) error { n++; return nil }))
+		if n != 100000 {
+			b.Fatalf("%d changes", n)
+		}
 	}
 }

@@ -33,6 +33,7 @@ type Layer struct {
 	Dir   string `json:"dir"`
 	Frame bool   `json:"frame,omitempty"`
 	Mode  uint32 `json:"mode,omitempty"` // st_mode of upper when it was made; 0: not known
+	Over  bool   `json:"over,omitempty"` // mounted over the layer of a directory above
 }
 
 func (b Dir) At(parts ...string) string {

@@ -267,14 +267,13 @@ func (x *commit) copy(out, in *os.File, size int64) error {
 	}
 	const chunk = 64 << 20
 	for off := int64(0); off < size; {
-		begin, end, err := sys.NextData(in, off)
-		if errors.Is(err, syscall.ENXIO) {
+		begin, end, ok, err := sys.NextData(int(in.Fd()), off, size)
+		if err != nil {
+			return err
+		}
+		if !ok {
 			break
 		}
-		if err != nil { // a file system that does not tell
-			begin, end = off, size
-		}
-		end = min(end, size)
 		if _, err := in.Seek(begin, io.SeekStart); err != nil {
 			return err
 		}

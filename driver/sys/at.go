@@ -131,13 +131,3 @@ func SyncFS(dirfd int) error {
 	defer unix.Close(fd)
 	return unix.Syncfs(fd)
 }
-
-// NextData returns where the next data of a file begins at or after off, and where it ends:
-// SEEK_DATA and SEEK_HOLE of lseek(2). ENXIO: there is none.
-func NextData(f *os.File, off int64) (begin, end int64, err error) {
-	if begin, err = unix.Seek(int(f.Fd()), off, unix.SEEK_DATA); err != nil {
-		return 0, 0, err
-	}
-	end, err = unix.Seek(int(f.Fd()), begin, unix.SEEK_HOLE)
-	return begin, end, err
-}
