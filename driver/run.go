@@ -140,6 +140,9 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 		}
 	}
 	defer unlock()
+	if err := r.b.Recover(); err != nil { // while nobody uses the layers: where one does, there is nothing to recover
+		return 125, err
+	}
 
 	term, err := newTerminal(o.Stdin, o.Stdout, o.Stderr)
 	if err != nil {

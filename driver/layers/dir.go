@@ -22,6 +22,7 @@ import (
 //	layers/N/frame  the bare frame of a directory with mount points further down
 //	mnt             where the box's root is put together (empty outside the box)
 //	run/lock        held while the box's mounts are made
+//	commit/         the journal of a commit, and what is known of the last ones
 //	run/ID.json     a running session; locked while it lives
 //	run/changed     the filter of changed paths, shared by the box's sessions
 type Dir string
@@ -165,6 +166,9 @@ func (b Dir) Remove() error {
 	}
 	if len(refs) > 0 {
 		return core.Hint(fmt.Errorf("remove box %s: %d sessions run in it", filepath.Base(string(b)), len(refs)), "end them first")
+	}
+	if err := b.Recover(); err != nil { // its journal alone knows what a commit has put aside
+		return err
 	}
 	return RemoveTree(string(b))
 }
