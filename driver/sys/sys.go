@@ -186,6 +186,13 @@ func Lstat(dirfd int, path string) (mode uint32, rdev uint64, err error) {
 	return st.Mode, uint64(st.Rdev), nil
 }
 
+// SetTimes sets the access and the modification time of what path names itself
+// (utimensat(2)), in nanoseconds.
+func SetTimes(path string, atime, mtime int64) error {
+	ts := []unix.Timespec{unix.NsecToTimespec(atime), unix.NsecToTimespec(mtime)}
+	return unix.UtimesNanoAt(unix.AT_FDCWD, path, ts, unix.AT_SYMLINK_NOFOLLOW)
+}
+
 // Lgetxattr returns an extended attribute of path itself, not of what a link leads to.
 func Lgetxattr(path, name string) ([]byte, error) {
 	buf := make([]byte, 256)
@@ -201,6 +208,9 @@ func Lgetxattr(path, name string) ([]byte, error) {
 		return buf[:n], nil
 	}
 }
+
+// Lremovexattr removes an extended attribute of path itself.
+func Lremovexattr(path, name string) error { return unix.Lremovexattr(path, name) }
 
 // Llistxattr lists the names of the extended attributes of path itself.
 func Llistxattr(path string) ([]string, error) {
