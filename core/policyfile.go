@@ -33,6 +33,9 @@ const maxPolicyFile = 1 << 20
 //	  other-dns: block       # DNS over TLS, QUIC and HTTPS past the box's resolver
 //	limits:
 //	  memory: 512MiB
+//	versions:                # old contents of its files that are kept; or: off
+//	  per-file: 64MiB
+//	  per-box: 1GiB
 //
 // Errors name the line. A key that is not known is an error: a misspelt one must not
 // leave open what it was to close.
@@ -49,6 +52,7 @@ func ParsePolicy(name string, text []byte) (*Policy, error) {
 		Connect  []string          `yaml:"connect"`
 		Network  networkFile       `yaml:"network"`
 		Limits   map[string]string `yaml:"limits"`
+		Versions versionsFile      `yaml:"versions"`
 	}
 	fail := func(err error) error { return fmt.Errorf("policy %s: %w", Shorten(name, 200), err) }
 	if err := yaml.UnmarshalWithOptions(text, &f, yaml.Strict()); err != nil {
@@ -101,6 +105,9 @@ func ParsePolicy(name string, text []byte) (*Policy, error) {
 		if err := p.Limits.Set(l, strings.TrimSpace(f.Limits[l])); err != nil {
 			return nil, fail(err)
 		}
+	}
+	if err := f.Versions.apply(&p.Limits); err != nil {
+		return nil, fail(err)
 	}
 	return p, nil
 }
