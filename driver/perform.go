@@ -66,6 +66,12 @@ func (f *performer) begin(id uint64, op *core.Operation, do func() performed) bo
 	return true
 }
 
+// now is begin on the caller's goroutine.
+func (f *performer) now(id uint64, op *core.Operation, do func() performed) {
+	f.answer(id, op, do())
+	f.log(op)
+}
+
 // answer gives the box what came of it.
 func (f *performer) answer(id uint64, op *core.Operation, r performed) {
 	f.mu.RLock()

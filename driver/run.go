@@ -176,6 +176,7 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 	}
 	defer sys.CloseFD(s.paths.root)
 	defer s.changed.close()
+	defer s.history.Close()
 	r.mu.Lock()
 	r.s = s
 	r.mu.Unlock()
@@ -341,6 +342,11 @@ func (r *run) start(term *terminal) error {
 	refs, err := r.b.Running()
 	if err != nil {
 		return err
+	}
+	if len(refs) == 0 {
+		if err := r.b.FinishRollback(); err != nil {
+			return err
+		}
 	}
 	if err := r.plan(); err != nil {
 		return err
@@ -586,6 +592,9 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 	}
 	s.paths = newResolver(root)
 	if s.changed, err = openChanged(r.b, r.layers, r.o.Session.Observe == core.ObserveLean, !r.joined); err != nil {
+		return nil, err
+	}
+	if s.history, err = openHistory(r.b, r.layers, &r.o); err != nil {
 		return nil, err
 	}
 	s.journal = newJournal(r.o.Session, r.o.Log)
