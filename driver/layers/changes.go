@@ -89,6 +89,7 @@ type scan struct {
 	masks map[string]bool
 	roots map[string]bool // of all layers: what is below one of them is in it
 	only  []string
+	flat  bool // look into no directory: [Dir.Level]
 	me    int
 	quiet *bool // that no session runs, once that was asked
 
@@ -233,7 +234,7 @@ func (s *scan) noSession() bool {
 
 // dir scans what is in a directory that open has opened.
 func (s *scan) dir(d *folder) error {
-	if d.list == nil {
+	if d.list == nil || s.flat {
 		return nil
 	}
 	own, more, err := names(d.list)

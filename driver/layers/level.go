@@ -4,12 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
 	"slices"
-	"sort"
-	"strconv"
 	"strings"
 	"syscall"
 
@@ -22,201 +21,241 @@ import (
 // it takes as long for a box of a million changes as for one of ten.
 //
 // When ctx ends it returns what it has found, with More.
-func (b Dir) Level(ctx context.Context, dir, after string, limit int) (core.ChangeLevel, error) {
-	v, err := b.view(dir)
+func (b Dir) Level(ctx context.Context, dir, after string, limit int) (out core.ChangeLevel, err error) {
+	v, err := b.view(ctx, dir)
 	if err != nil {
-		return core.ChangeLevel{}, err
+		return out, err
 	}
 	defer v.close()
-	names, err := v.names()
-	if err != nil {
-		return core.ChangeLevel{}, err
-	}
-	var out core.ChangeLevel
-	at, _ := slices.BinarySearch(names, after)
-	if at < len(names) && names[at] == after {
-		at++
-	}
-	for _, n := range names[at:] {
-		if len(out.Nodes) == limit || ctx.Err() != nil {
-			out.More = true
-			break
+	for {
+		names, err := v.names(after)
+		if err != nil {
+			return out, err
 		}
-		out.After = n
-		if node := v.node(n); node.Change != nil || node.Inside {
-			out.Nodes = append(out.Nodes, node)
+		for _, n := range names {
+			if len(out.Nodes) == limit || ctx.Err() != nil {
+				out.More = true
+				return out, nil
+			}
+			after, out.After = n, n
+			node, err := v.node(n)
+			if errors.Is(err, ctx.Err()) && err != nil {
+				out.More = true
+				return out, nil
+			}
+			if err != nil {
+				return out, err
+			}
+			if node.Change != nil || node.Inside {
+				out.Nodes = append(out.Nodes, node)
+			}
+		}
+		if len(names) < namesAtOnce {
+			return out, nil
 		}
 	}
-	return out, nil
 }
 
+// namesAtOnce is how many names of a directory are looked at before it is listed again for
+// the next: a box can make any number of them.
+const namesAtOnce = 4096
+
 // Change returns what the box changed at one path; nil when nothing.
-func (b Dir) Change(p string) (*core.Change, error) {
+func (b Dir) Change(ctx context.Context, p string) (*core.Change, error) {
 	if p == "/" {
 		return nil, nil
 	}
-	v, err := b.view(path.Dir(p))
+	v, err := b.view(ctx, path.Dir(p))
 	if err != nil {
 		return nil, err
 	}
 	defer v.close()
-	return v.node(path.Base(p)).Change, nil
+	n, err := v.node(path.Base(p))
+	return n.Change, err
 }
 
 // view is one directory of a box: what its layers hold of it, over the real one.
 type view struct {
-	b     Dir
-	real  string
-	masks map[string]bool
-	roots map[string]Layer
-	up    *os.File // the upper layer's; nil where it has none
-	hides bool     // nothing of the real directory shows through
+	scan
+	at     string  // the directory
+	d      *folder // nil where the box has no such directory
+	layers []Layer
+	found  *core.Change // by the scan
 }
 
 func (v *view) close() {
-	if v.up != nil {
-		v.up.Close()
+	if v.d != nil {
+		v.d.leave()
+	}
+	if v.top != nil {
+		v.top.Close()
 	}
 }
 
-func (b Dir) view(dir string) (*view, error) {
-	if dir == "" || dir[0] != '/' || path.Clean(dir) != dir {
-		return nil, fmt.Errorf("%q is no absolute path", core.Shorten(dir, 200))
+func (b Dir) view(ctx context.Context, dir string) (*view, error) {
+	if !path.IsAbs(dir) || path.Clean(dir) != dir {
+		return nil, fmt.Errorf("%q is not a clean absolute path", core.Shorten(dir, 200))
 	}
-	ls, err := b.Layers()
-	if err != nil {
+	v := &view{at: dir, scan: scan{b: b, ctx: ctx, flat: true, roots: map[string]bool{}, me: os.Geteuid()}}
+	v.f = func(c *core.Change) error { v.found = c; return nil }
+	var err error
+	if v.layers, err = b.Layers(); err != nil {
 		return nil, err
 	}
-	v := &view{b: b, real: dir, roots: map[string]Layer{}}
-	for _, l := range ls {
-		v.roots[l.Path] = l
+	for _, l := range v.layers {
+		v.roots[l.Path] = true
 	}
 	if v.masks, err = b.Masks(); err != nil {
 		return nil, err
 	}
-	if l, rel, ok := Place(ls, dir); ok {
-		v.up, v.hides, err = descend(b.Upper(l), l.Path, rel)
+	var rel string
+	var ok bool
+	if v.layer, rel, ok = Place(v.layers, dir); !ok {
+		return v, nil
 	}
-	return v, err
+	if err := v.descend(dir, rel); err != nil {
+		v.close()
+		return nil, err
+	}
+	return v, nil
 }
 
-// descend opens a directory of an upper layer for its names, step by step: a link on the
-// way, which the box may have planted there while this looks, leads nowhere. It returns
-// nil where the layer has no such directory.
-func descend(upper, real, rel string) (up *os.File, hides bool, err error) {
-	fd, err := sys.OpenPath(-1, upper, syscall.O_DIRECTORY|syscall.O_NOFOLLOW)
+// descend opens the directory in its layer, step by step, as a scan comes to it.
+func (v *view) descend(dir, rel string) error {
+	top, err := openPlace(v.b.Upper(v.layer))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	v.top = top
+	d := &folder{path: dir}
+	for p := dir; !d.masked; p = path.Dir(p) {
+		d.masked = v.masks[p]
+		if p == "/" {
+			break
+		}
+	}
+	at := v.layer.Path
 	for _, name := range strings.Split(rel, "/") {
-		if err != nil || name == "" {
+		if name == "" {
 			break
 		}
-		next, oerr := sys.OpenPath(fd, name, syscall.O_DIRECTORY|syscall.O_NOFOLLOW)
-		syscall.Close(fd)
-		if fd, err = next, oerr; err != nil {
-			break
+		at = path.Join(at, name)
+		d.depth++
+		here, err := openBeneath(v.top, below(at, v.layer.Path), sys.OPath|syscall.O_DIRECTORY)
+		if err != nil { // not there, not a directory, or a link that the box has planted
+			return nil
 		}
-		real = path.Join(real, name)
-		was, rerr := Lstat(real)
-		hides = hides || Opaque(fdPath(fd)) || rerr != nil || was.Type != core.TypeDir
+		real, _ := openReal(at)
+		d.hides = d.hides || real == nil || Opaque(procName(here, ""))
+		here.Close()
+		if real != nil {
+			real.Close()
+		}
 	}
-	switch {
-	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ELOOP):
-		return nil, hides, nil
-	case err != nil:
-		return nil, hides, &fs.PathError{Op: "open", Path: real, Err: err}
+	if d.up, err = openBeneath(v.top, rel, sys.OPath|syscall.O_DIRECTORY); err != nil {
+		return nil
 	}
-	// Opened anew for its names, through the descriptor: the place stays the one that was found.
-	f, err := os.OpenFile(fdPath(fd), os.O_RDONLY|syscall.O_DIRECTORY, 0)
-	syscall.Close(fd)
+	d.real, _ = openReal(dir)
+	is, err := stateAt(d.up, "")
+	if err == nil {
+		err = v.open(d, is)
+	}
 	if err != nil {
-		return nil, hides, &fs.PathError{Op: "open", Path: real, Err: errors.Unwrap(err)}
+		d.leave()
+		if rel == "" { // closed to this user outside, too: what there is, is in other layers
+			return nil
+		}
+		return fmt.Errorf("list the box's %s: %w", dir, err)
 	}
-	return f, hides, nil
+	v.d = d
+	return nil
 }
 
-// fdPath names what is behind a descriptor; a path below it begins there and nowhere else.
-func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
-
-// names lists, sorted, the names at which the directory may differ.
-func (v *view) names() ([]string, error) {
-	seen := map[string]bool{}
-	if v.up != nil {
-		own, err := v.up.Readdirnames(-1)
-		if err != nil {
-			return nil, &fs.PathError{Op: "read", Path: v.real, Err: errors.Unwrap(err)}
+// names lists, sorted, the next names after one at which the directory may differ.
+func (v *view) names(after string) ([]string, error) {
+	var all []string
+	for p := range v.roots { // the layers of folders further down
+		if dir := v.at; p != dir && Under(p, dir) {
+			n, _, _ := strings.Cut(below(p, dir), "/")
+			all = append(all, n)
 		}
-		for _, n := range own {
-			seen[n] = true
+	}
+	all = firstAfter(after, all)
+	if v.d == nil {
+		return all, nil
+	}
+	lists := []*os.File{v.d.list}
+	if v.d.hides && v.d.real != nil && !v.d.masked {
+		if hidden, _ := openBeneath(v.d.real, "", syscall.O_RDONLY|syscall.O_DIRECTORY); hidden != nil {
+			defer hidden.Close()
+			lists = append(lists, hidden)
 		}
-		if v.hides {
-			for _, e := range hidden(v.real, seen) {
-				seen[e.Name()] = true
+	}
+	for _, list := range lists {
+		if _, err := list.Seek(0, io.SeekStart); err != nil {
+			return nil, err
+		}
+		for {
+			ns, more, err := names(list)
+			if err != nil {
+				return nil, fmt.Errorf("list the box's %s: %w", v.d.path, err)
+			}
+			if all = firstAfter(after, append(all, ns...)); !more {
+				break
 			}
 		}
 	}
-	for p := range v.roots { // the layers of folders further down
-		if p != v.real && Under(p, v.real) {
-			n, _, _ := strings.Cut(strings.TrimPrefix(p[len(v.real):], "/"), "/")
-			seen[n] = true
-		}
-	}
-	names := make([]string, 0, len(seen))
-	for n := range seen {
-		names = append(names, n)
-	}
-	sort.Strings(names)
-	return names, nil
+	return all, nil
 }
 
-func (v *view) node(name string) core.ChangeNode {
-	real := path.Join(v.real, name)
+// firstAfter sorts names and keeps the first of those after one.
+func firstAfter(after string, names []string) []string {
+	names = slices.DeleteFunc(names, func(n string) bool { return n <= after })
+	slices.Sort(names)
+	names = slices.Compact(names)
+	return names[:min(len(names), namesAtOnce)]
+}
+
+func (v *view) node(name string) (core.ChangeNode, error) {
+	p := path.Join(v.at, name)
 	n := core.ChangeNode{Name: name}
-	for p, l := range v.roots { // its own layer, or that of something below it
-		n.Inside = n.Inside || Under(p, real) && filled(v.b.Upper(l))
+	for _, l := range v.layers { // its own layer, or those of what is below it
+		n.Inside = n.Inside || Under(l.Path, p) && filled(v.b.Upper(l))
 	}
-	if _, root := v.roots[real]; root || v.up == nil {
-		return n
+	v.found = nil
+	if v.roots[p] {
+		return v.rootNode(n, p)
 	}
-	up := fdPath(int(v.up.Fd())) + "/" + name
-	n.Change = v.b.compare(up, real, v.hides, v.masks[real])
-	if is, err := Lstat(up); err == nil && is.Type == core.TypeDir {
-		n.Inside = n.Inside || filled(up) || Opaque(up) && filled(real)
+	if v.d == nil {
+		return n, nil
 	}
-	return n
+	if err := v.entry(v.d, name, p); err != nil {
+		return n, err
+	}
+	n.Change = v.found
+	if is, err := stateAt(v.d.up, name); err == nil && is.Type == core.TypeDir {
+		up := procName(v.d.up, name)
+		n.Inside = n.Inside || filled(up) || Opaque(up) && v.d.real != nil && !v.masks[p] && filled(procName(v.d.real, name))
+	}
+	return n, nil
 }
 
-// compare says what an upper layer changed at one path; nil when nothing.
-func (b Dir) compare(up, real string, hides, masked bool) *core.Change {
-	was, err := Lstat(real)
-	if err != nil {
-		was = nil
-	}
-	is, err := Lstat(up)
-	switch {
-	case errors.Is(err, fs.ErrNotExist) && !hides:
-		return nil
-	case errors.Is(err, fs.ErrNotExist):
-		is = nil
-	case err != nil:
-		return &core.Change{Path: real, Kind: core.Modified, Was: was, Unread: errors.Unwrap(err).Error()}
-	}
-	if is == nil || Whiteout(up, is) {
-		if was == nil || masked {
-			return nil
+// rootNode is the node of a directory that has a layer of its own.
+func (v *view) rootNode(n core.ChangeNode, p string) (core.ChangeNode, error) {
+	for _, l := range v.layers {
+		if l.Path != p {
+			continue
 		}
-		return &core.Change{Path: real, Kind: core.Deleted, Was: was}
+		s := v.scan
+		s.top, s.f = nil, v.f
+		if err := s.scanLayer(l); err != nil {
+			return n, err
+		}
 	}
-	c := &core.Change{Path: real, Kind: core.Added, Was: was, Is: is}
-	if was == nil {
-		return c
-	}
-	c.Kind = core.Modified
-	if c.Parts, err = Differ(real, was, up, is); err != nil {
-		c.Unread = err.Error()
-	}
-	if len(c.Parts) == 0 && c.Unread == "" {
-		return nil
-	}
-	return c
+	n.Change = v.found
+	return n, nil
 }
 
 // filled says whether a directory has anything in it, or cannot be looked into.
