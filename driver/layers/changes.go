@@ -428,8 +428,7 @@ func (s *scan) openOwn(p string) (*os.File, error) {
 	return f, err
 }
 
-// openClosed opens a regular file that its owner, who is the caller, may not read: with
-// another mode for that moment.
+// openClosed is [OpenRegular] of what its owner may not read; see [readClosed].
 func openClosed(p string) (*os.File, error) {
 	place, err := os.OpenFile(p, sys.OPath|syscall.O_NOFOLLOW, 0)
 	if err != nil {
@@ -440,12 +439,7 @@ func openClosed(p string) (*os.File, error) {
 	if err != nil || is.Type != core.TypeFile {
 		return nil, &fs.PathError{Op: "open", Path: p, Err: syscall.EACCES}
 	}
-	at := procName(place, "")
-	if err := syscall.Chmod(at, is.Mode|0o400); err != nil {
-		return nil, &fs.PathError{Op: "open", Path: p, Err: err}
-	}
-	defer syscall.Chmod(at, is.Mode)
-	return os.OpenFile(at, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	return readClosed(place, is)
 }
 
 // procName is a path of name in an open directory for calls that take no descriptor: it

@@ -228,4 +228,3 @@ func TestDiscardIsRefusedWhileASessionRuns(t *testing.T) {
 		t.Errorf("a box that never ran: %v", err)
 	}
 }
-
