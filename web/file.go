@@ -252,12 +252,12 @@ func (one *fileView) compare(ctx context.Context, f Files, v *filesView) error {
 	if err != nil {
 		return err
 	}
-	defer was.Close()
+	defer func() { was.Close() }()
 	is, isHead, err := open(true, c.Is)
 	if err != nil {
 		return err
 	}
-	defer is.Close()
+	defer func() { is.Close() }()
 
 	picture := func(s *core.FileState, head []byte) bool { return !file(s) || imageType(head) != "" }
 	switch {
@@ -278,7 +278,21 @@ func (one *fileView) compare(ctx context.Context, f Files, v *filesView) error {
 		}
 		one.lines, one.cut = parseDiff(out.Bytes())
 		one.cut = one.cut || out.left == 0
-		return nil
+		if len(one.lines) > 0 || out.Len() == 0 {
+			return nil
+		}
+		// Text at its beginning, and binary or too large for a diff further on: from the start.
+		for _, again := range []struct {
+			own bool
+			s   *core.FileState
+			r   *io.ReadCloser
+		}{{false, c.Was, &was}, {true, c.Is, &is}} {
+			(*again.r).Close()
+			if *again.r, _, err = open(again.own, again.s); err != nil {
+				*again.r = io.NopCloser(strings.NewReader("")) // to be closed
+				return err
+			}
+		}
 	}
 	one.content = "binary"
 	one.hex, one.hexNote, err = firstDifference(was, is, file(c.Was) && file(c.Is))

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -67,10 +68,20 @@ type FilePlan struct {
 	Counts    core.ChangeCounts
 	Whole     bool // all were counted
 	Conflicts []FileConflict
+	Warnings  []FileConflict // of what is done all the same
+	Skipped   []FileConflict // what is left out, and stays in the box
+}
+
+// hard says whether there is a conflict that force does not help with.
+func (p *FilePlan) hard() bool {
+	return slices.ContainsFunc(p.Conflicts, func(c FileConflict) bool { return c.Hard })
 }
 
 // FileConflict is why a path cannot be committed.
-type FileConflict struct{ Path, Why string }
+type FileConflict struct {
+	Path, Why string
+	Hard      bool // not by force either
+}
 
 // ConflictError says that a commit was refused, and changed nothing.
 type ConflictError struct{ Conflicts []FileConflict }
@@ -632,10 +643,13 @@ func kindWord(k core.ChangeKind) string {
 // stateOf is what a line shows of a change: the box's version or, of a deleted path, the
 // one that is gone.
 func stateOf(c *core.Change) *core.FileState {
-	if c.Is != nil {
+	switch {
+	case c.Is != nil:
 		return c.Is
+	case c.Was != nil:
+		return c.Was
 	}
-	return c.Was
+	return &core.FileState{} // of a new path that could not be looked at
 }
 
 // sizeWords says how large a file is, and was where that differs.

@@ -53,7 +53,7 @@ func TestShots(t *testing.T) {
 	busy.running = 1
 	heldBusy := holding(start(t, demo()), busy)
 	clash := installed()
-	clash.conflicts = []FileConflict{{"/home/ann/.bashrc", "the real file was changed at 10:15:30, after the box had changed it"}, {"/home/ann/project/old.log", "the real file is gone"}}
+	clash.conflicts = []FileConflict{{"/home/ann/.bashrc", "the real file was changed at 10:15:30, after the box had changed it", false}, {"/home/ann/project/old.log", "the real file is gone", false}}
 	conflict := holding(start(t, demo()), clash)
 	torn := installed()
 	torn.err = core.Hint(errors.New("read layers.json: unexpected end of JSON input"), "the record of the box's layers is damaged; its files are in layers/*/upper")
