@@ -707,3 +707,12 @@ func (s *site) readCensus(ctx context.Context, v *boxView) {
 		v.filesTrouble = errWords(err)
 	}
 }
+
+// runsLater says what would run or trust a path outside, were the change committed; "" for
+// nothing that is known by its place.
+func runsLater(c *core.Change) string {
+	if c.Kind == core.Deleted {
+		return ""
+	}
+	return core.Persists(c.Path)
+}

@@ -92,12 +92,3 @@ func readClosed(place *os.File, is *core.FileState) (*os.File, error) {
 	defer syscall.Chmod(at, is.Mode)
 	return openRead(at)
 }
-
-// bare takes an error out of its path.
-func bare(err error) error {
-	var p *fs.PathError
-	if errors.As(err, &p) {
-		return p.Err
-	}
-	return err
-}
