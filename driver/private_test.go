@@ -296,7 +296,7 @@ func TestWhatIsNotTheProgramOfTheGrant(t *testing.T) {
 	id := l.secret(".ssh/id")
 	cat := realPath(t, "cat")
 	libc := ""
-	for line := range strings.Lines(string(must(os.ReadFile("/proc/self/maps")))) {
+	for line := range strings.Lines(string(of(os.ReadFile("/proc/self/maps")))) {
 		_ = line
 	}
 	out, err := exec.Command("ldd", cat).Output()
@@ -347,7 +347,7 @@ func TestWhatIsNotTheProgramOfTheGrant(t *testing.T) {
 	}
 }
 
-func must[T any](v T, err error) T {
+func of[T any](v T, err error) T {
 	if err != nil {
 		panic(err)
 	}
