@@ -188,7 +188,7 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 			return 125, err
 		}
 	}
-	r.ref, err = r.b.Register(layers.SessionRef{ID: o.Session.ID, Supervisor: os.Getpid(), Init: r.child.PID, Net: o.Session.Net})
+	r.ref, err = r.b.Register(layers.SessionRef{ID: o.Session.ID, Supervisor: os.Getpid(), Init: r.child.PID, Net: o.Session.Net, Shares: sharesRead(o.Policy)})
 	if err != nil {
 		return 125, err
 	}
@@ -361,12 +361,18 @@ func (r *run) start(term *terminal) error {
 	argv := []string{stageName}
 
 	cfg := r.config(term)
+	cfg.Shares = boundShares(r.steps)
 	for _, ref := range refs {
 		if ref.Net != r.o.Session.Net && ref.Net != "" {
 			control.Close()
 			cfgW.Close()
 			return core.Hint(fmt.Errorf("the box runs with another network: %s, not %s", ref.Net, r.o.Session.Net),
 				"the sessions of a box have one network: run it with --net "+string(ref.Net)+", or in another box")
+		}
+		if ref.Shares != sharesRead(r.o.Policy) {
+			control.Close()
+			cfgW.Close()
+			return core.Hint(errors.New("the box runs with another policy on shares"), "the sessions of a box have one view of the machine's mounts: run it with the same files.share, or in another box")
 		}
 		// The session may be about to end: then the next, or a box of our own.
 		var fds []int
@@ -470,8 +476,12 @@ func (r *run) plan() error {
 	if err != nil {
 		return err
 	}
+	vis := visibleMounts(all)
 	var splits []string
 	for _, l := range ls {
+		if mountKind(mountOf(vis, l.Path)) == fsShare { // not to be looked at
+			continue
+		}
 		// One that has gone outside (a mount of an earlier day) is not in the view.
 		if _, err := os.Lstat(l.Path); err == nil {
 			splits = append(splits, l.Path)
@@ -487,7 +497,7 @@ func (r *run) plan() error {
 		}
 	}
 	r.o.Hide = hide
-	r.steps, err = planMounts(visibleMounts(all), splits, hide, func(d string) (names []string, isDir bool, err error) {
+	r.steps, err = planMounts(vis, splits, hide, func(d string) (names []string, isDir bool, err error) {
 		if fi, err := os.Lstat(d); err == nil && !fi.IsDir() {
 			return nil, false, nil
 		}
@@ -502,7 +512,18 @@ func (r *run) plan() error {
 		}
 		return names, true, err
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	if sharesRead(r.o.Policy) {
+		r.steps = readShares(r.steps, vis, hide)
+	}
+	blindly(r.steps)
+	if s, ok := onShare(r.steps, r.o.Dir); ok && s.Kind == stepMask {
+		return core.Hint(fmt.Errorf("working directory: %s is on a share (%s at %s), which the box does not see", r.o.Dir, s.Share, s.Path),
+			"`--set files.share=allow` lets it read shares, or choose another directory with --dir")
+	}
+	return nil
 }
 
 func (r *run) fillMounts(cfg *stageConfig) error {
@@ -523,7 +544,7 @@ func (r *run) fillMounts(cfg *stageConfig) error {
 				m.Lower = r.b.Frame(l)
 			}
 		}
-		m.Points = nil
+		m.Points, m.Blind = nil, nil
 		cfg.Steps = append(cfg.Steps, m)
 	}
 	return nil
@@ -585,6 +606,12 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 		return nil, fmt.Errorf("open the box's root: %w", err)
 	}
 	s.paths = newResolver(root)
+	if s.shares, err = sharesOf(r.child.PID, r.steps); err != nil {
+		return nil, err
+	}
+	for _, x := range s.shares {
+		s.paths.unseen = append(s.paths.unseen, x.path)
+	}
 	if s.changed, err = openChanged(r.b, r.layers, r.o.Session.Observe == core.ObserveLean, !r.joined); err != nil {
 		return nil, err
 	}
@@ -654,6 +681,15 @@ func (r *run) begin(m stageMsg, s *supervisor, term *terminal) {
 	}
 	if len(m.Masked) > 0 {
 		d["masked"] = core.Shorten(strings.Join(m.Masked, ", "), 4096)
+	}
+	var shares []string
+	for _, x := range s.shares {
+		if x.read {
+			shares = append(shares, x.path+" ("+x.kind+")")
+		}
+	}
+	if shares != nil {
+		d["shares"] = core.Shorten(strings.Join(shares, ", "), 4096)
 	}
 	r.journal.add(&core.Operation{Surface: core.SandboxLifecycle, Action: core.ActBegin, Target: strings.Join(o.Session.Command, " "),
 		Verdict: core.Allowed, Outcome: core.Performed, Rule: "supervisor", Leak: o.Session.Net == core.NetHost, Detail: d})

@@ -88,6 +88,7 @@ type SessionRef struct {
 	Supervisor int            `json:"supervisor"` // PID
 	Init       int            `json:"init"`       // PID, outside
 	Net        core.Net       `json:"net"`
+	Shares     bool           `json:"shares,omitempty"` // they are read
 }
 
 // Lock takes the box's lock; the caller closes the file to give it back.
