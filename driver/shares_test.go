@@ -129,7 +129,7 @@ func mountShare(t *testing.T, l *lab) mounted {
 	if err := os.Mkdir(m.point, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	c := exec.Command("bindfs", "-f", "-o", "attr_timeout=0,entry_timeout=0,negative_timeout=0", m.source, m.point)
+	c := exec.Command("bindfs", "-f", "--no-allow-other", "-o", "attr_timeout=0,entry_timeout=0,negative_timeout=0", m.source, m.point)
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +140,7 @@ func mountShare(t *testing.T, l *lab) mounted {
 		c.Process.Kill()
 		c.Wait()
 	})
-	for end := time.Now().Add(time.Minute); ; {
+	for end := time.Now().Add(20 * time.Second); ; {
 		if _, err := os.Stat(filepath.Join(m.point, "file")); err == nil {
 			return m
 		}
