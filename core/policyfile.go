@@ -37,6 +37,11 @@ const maxPolicyFile = 1 << 20
 //	  proxy: socks5://127.0.0.1:1080
 //	  resolvers: ["192.0.2.53"]
 //	  other-dns: block       # DNS over TLS, QUIC and HTTPS past the box's resolver
+//	private:                 # places besides those of the base; ! takes one out
+//	  - ~/notes
+//	  - "!~/.npmrc"
+//	grants:                  # who may read what is private; the first that matches decides
+//	  - allow ~/.ssh from /usr/bin/ssh
 //	limits:
 //	  memory: 512MiB
 //
@@ -70,6 +75,8 @@ var policyKeys = []policyKey{
 	{"observe", (*policyReader).observe}, {"net", (*policyReader).net},
 	{"surfaces", (*policyReader).surfaces}, {"shares", (*policyReader).shares},
 	{"connect", func(d *policyReader, n ast.Node) { d.list(n, "connect", d.p.Grant) }},
+	{"private", func(d *policyReader, n ast.Node) { d.list(n, "private", d.p.AddPrivate) }},
+	{"grants", (*policyReader).grants},
 	{"network", (*policyReader).network}, {"limits", (*policyReader).limits},
 }
 
@@ -371,6 +378,20 @@ func (d *policyReader) surfaces(n ast.Node) {
 			}
 		}
 	}
+}
+
+// grants reads who may read what is private, which is known by then.
+func (d *policyReader) grants(n ast.Node) {
+	d.list(n, "grants", func(t string) error {
+		g, err := ParseGrant(t)
+		if err != nil {
+			return err
+		}
+		if err := (&Policy{Private: d.p.Private, Grants: []Grant{g}}).CheckGrants(); err != nil {
+			return err // said at its place
+		}
+		return d.p.AddGrant(t)
+	})
 }
 
 func (d *policyReader) shares(n ast.Node) {

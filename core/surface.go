@@ -200,6 +200,7 @@ const (
 	ActRemovexattr Action = "removexattr"  //
 	ActSetattr     Action = "setattr"      // file_setattr(2): inode flags
 	ActHandle      Action = "handle"       // name_to_handle_at, open_by_handle_at
+	ActPass        Action = "pass"         // a descriptor of a private file is sent to another process; detail.fd
 	ActExec        Action = "exec"         // target: the program; detail.argv
 	ActStart       Action = "start"        // a process was first seen; detail.ppid
 	ActExit        Action = "exit"         // a process ended; detail.code or detail.signal

@@ -376,7 +376,7 @@ func TestNoLinkInALayerIsFollowed(t *testing.T) {
 	}
 	check()
 	inner := layers.Layer{Path: "/usr/local/bin", Dir: "1"}
-	if err := b.makeLayer(inner, []layers.Layer{outer}); err != nil {
+	if err := b.makeLayer(&inner, []layers.Layer{outer}); err != nil {
 		t.Error(err)
 	}
 	check()

@@ -206,6 +206,9 @@ func (r *run) cut(flow string) error {
 
 // answer answers a question of the session's.
 func (r *run) answer(o Order) error {
+	if r.s.warden.asks.answer(o.Ask, o.Allow) {
+		return nil
+	}
 	if n := r.s.net; n == nil || !n.Answer(o.Ask, o.Allow) {
 		return core.Hint(fmt.Errorf("question %q: %w", core.Shorten(o.Ask, 40), core.ErrNotFound), "it was answered, or waited too long; `sandglass asks` lists those that wait")
 	}
@@ -214,11 +217,10 @@ func (r *run) answer(o Order) error {
 
 // questions lists what waits for an answer.
 func (r *run) questions() []network.Question {
-	n := r.s.net
-	if n == nil {
-		return nil
+	qs := r.s.warden.asks.questions()
+	if n := r.s.net; n != nil {
+		qs = append(qs, n.Questions()...)
 	}
-	qs := n.Questions()
 	for i := range qs {
 		qs[i].Session = r.o.Session.ID
 	}

@@ -160,6 +160,9 @@ const (
 	stepImage   stepKind = "image"   // bound, read-only
 	stepMask    stepKind = "mask"    // an empty, read-only directory
 	stepShare   stepKind = "share"   // a share, bound read-only
+	// Of private places that a grant opens, see private.go.
+	stepVeil     stepKind = "veil"      // the box's own over a skeleton of the real directory
+	stepVeilFile stepKind = "veil-file" // the skeleton of a file, read-only
 )
 
 // planStep is one mount of the box's view, made in the order of the plan.
@@ -172,6 +175,9 @@ type planStep struct {
 	Blind    []string // for frames: the names of those where a look may wait for ever
 	Share    string   // of a share, masked or not: its type
 	Dev      string   // and its device
+	Hide     []string // for frames: the names of files that are private
+	Roots    []string // for veils: what the skeleton has
+	Over     bool     // it is mounted over the layer of a directory above, in which the box may have put anything
 }
 
 // ownPlaces are the directories that the box gets instead of the real ones.
@@ -342,6 +348,9 @@ func hidden(vis map[string]mountEntry, hide []string) []string {
 			inFS = path.Join(own.root, h)
 		}
 		for _, e := range vis {
+			if e.dev == own.dev && e.id != own.id && under(e.root, inFS) && e.root != inFS { // a mount of something in it
+				out[e.point] = true
+			}
 			if e.dev == own.dev && under(inFS, e.root) {
 				p := path.Join(e.point, strings.TrimPrefix(inFS, e.root))
 				if e.root == "/" {

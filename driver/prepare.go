@@ -22,8 +22,8 @@ type boxDir struct{ layers.Dir }
 
 // prepare makes sure that every overlay and frame of the plan has a layer, and
 // returns the record, sorted so that the longest path comes first, and the files of
-// frames that are too large to copy: they are to be bound, read-only.
-func (b boxDir) prepare(steps []planStep) (ls []layers.Layer, large []string, err error) {
+// frames that are too large to copy: they are to be bound, read-only. hide is in no skeleton.
+func (b boxDir) prepare(steps []planStep, hide []string) (ls []layers.Layer, large []string, err error) {
 	for _, d := range []string{"layers", "mnt", "run"} {
 		if err := os.MkdirAll(b.At(d), 0o700); err != nil {
 			return nil, nil, err
@@ -38,20 +38,25 @@ func (b boxDir) prepare(steps []planStep) (ls []layers.Layer, large []string, er
 		known[l.Path] = i
 	}
 	for _, s := range steps {
-		if s.Kind != stepOverlay && s.Kind != stepFrame {
+		if s.Kind != stepOverlay && s.Kind != stepFrame && s.Kind != stepVeil {
 			continue
 		}
 		i, ok := known[s.Path]
 		if !ok {
 			l := layers.Layer{Path: s.Path, Dir: strconv.Itoa(len(ls))}
-			if err := b.makeLayer(l, ls); err != nil {
+			if err := b.makeLayer(&l, ls); err != nil {
 				return nil, nil, err
 			}
 			i, changed = len(ls), true
 			known[s.Path], ls = i, append(ls, l)
 		}
-		if f := s.Kind == stepFrame; ls[i].Frame != f {
-			ls[i].Frame, changed = f, true
+		if f := s.Kind == stepFrame; ls[i].Frame != f || ls[i].Over != s.Over {
+			ls[i].Frame, ls[i].Over, changed = f, s.Over, true
+		}
+		if s.Kind == stepVeil {
+			if err := b.makeSkeleton(s.Path, b.Frame(ls[i]), s.Roots, hide); err != nil {
+				return nil, nil, err
+			}
 		}
 		if ls[i].Frame {
 			big, err := b.makeFrame(ls[i], s)
@@ -77,8 +82,8 @@ func (b boxDir) prepare(steps []planStep) (ls []layers.Layer, large []string, er
 
 // makeLayer makes the folders of a new layer. What an earlier layer of a directory
 // above already holds of it moves over: a mount point has appeared below that directory.
-func (b boxDir) makeLayer(l layers.Layer, older []layers.Layer) error {
-	for _, d := range []string{b.At("layers", l.Dir), b.Work(l)} {
+func (b boxDir) makeLayer(l *layers.Layer, older []layers.Layer) error {
+	for _, d := range []string{b.At("layers", l.Dir), b.Work(*l)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return err
 		}
@@ -87,11 +92,26 @@ func (b boxDir) makeLayer(l layers.Layer, older []layers.Layer) error {
 		if o.Path != l.Path && under(l.Path, o.Path) {
 			rel := strings.TrimPrefix(strings.TrimPrefix(l.Path, o.Path), "/")
 			if held, ok := folderIn(b.Upper(o), rel); ok {
-				return os.Rename(held, b.Upper(l))
+				if err := os.Rename(held, b.Upper(*l)); err != nil {
+					return err
+				}
+				// What is below it is decided by the mount from now on.
+				if layers.Opaque(b.Upper(*l)) {
+					return sys.Lremovexattr(b.Upper(*l), opaqueAttr)
+				}
+				return nil
 			}
 		}
 	}
-	return makeLike(l.Path, b.Upper(l))
+	if err := makeLike(l.Path, b.Upper(*l)); err != nil {
+		return err
+	}
+	var st syscall.Stat_t
+	if err := syscall.Lstat(b.Upper(*l), &st); err != nil {
+		return err
+	}
+	l.Mode = st.Mode
+	return nil
 }
 
 // folderIn finds the folder that an upper layer holds at rel. Everything in a layer is
@@ -214,6 +234,9 @@ func (b boxDir) makeFrame(l layers.Layer, s planStep) (large []string, err error
 		points[p] = true
 	}
 	for _, e := range ents {
+		if slices.Contains(s.Hide, e.Name()) {
+			continue
+		}
 		to, from := filepath.Join(dir, e.Name()), filepath.Join(s.Path, e.Name())
 		switch t := e.Type(); {
 		case t.IsDir():

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -27,6 +28,11 @@ type proc struct {
 	// ended: its exit is in the log
 	ended bool
 	init  bool // the stage itself: nothing of it is logged
+	// Of grants, see grant.go. All but holds are the serving goroutine's.
+	aux   []byte       // the auxiliary vector when it last wanted to execute; nil: that is settled
+	clean bool         // it has executed since it was made, and nobody has traced it since
+	own   string       // a file of the box's own that it has opened since then
+	holds *atomic.Bool // it has got a descriptor of a private file, or was made by one that has
 }
 
 // processes is the table of the session's processes. A process gets into it with its
@@ -112,7 +118,7 @@ func (t *processes) see(tid uint32, now time.Time, depth int) *proc {
 		p.tids = append(p.tids, tid)
 		return p
 	}
-	p := &proc{tgid: st.TGID, pid: st.Inner, tids: []uint32{tid}, pidfd: -1, init: st.Inner == 1}
+	p := &proc{tgid: st.TGID, pid: st.Inner, tids: []uint32{tid}, pidfd: -1, init: st.Inner == 1, holds: new(atomic.Bool)}
 	if p.init {
 		if pidfd >= 0 {
 			sys.CloseFD(pidfd)
@@ -143,6 +149,10 @@ func (t *processes) see(tid uint32, now time.Time, depth int) *proc {
 		Target: p.exe, Verdict: core.Redirected, Outcome: core.Performed, Rule: "pid namespace"}
 	if parent != nil && !parent.init {
 		op.Detail = core.Detail{"ppid": strconv.Itoa(parent.pid), "pproc": string(parent.id)}
+		if parent.holds.Load() {
+			p.holds.Store(true)
+			op.Detail["holds"] = "private"
+		}
 	}
 	if pidfd < 0 {
 		if fd, err := sys.PidfdOpen(p.tgid); err == nil {

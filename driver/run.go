@@ -85,6 +85,8 @@ func Run(ctx context.Context, o Options) (code int, err error) {
 type run struct {
 	o       Options
 	b       boxDir
+	private private  // what is hidden in the box's view, and for whom it is not
+	veils   []string // whiteouts that are to be there
 	steps   []planStep
 	layers  []layers.Layer
 	child   sys.Child
@@ -176,6 +178,7 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 	}
 	defer sys.CloseFD(s.paths.root)
 	defer s.changed.close()
+	defer s.warden.close()
 	r.mu.Lock()
 	r.s = s
 	r.mu.Unlock()
@@ -400,9 +403,11 @@ func (r *run) start(term *terminal) error {
 	}
 	if !r.joined {
 		var large []string
-		if r.layers, large, err = r.b.prepare(r.steps); err == nil {
+		if r.layers, large, err = r.b.prepare(r.steps, r.o.Hide); err == nil {
 			cfg.Large = large
-			err = r.fillMounts(&cfg)
+			if err = r.hidePrivate(&cfg); err == nil {
+				err = r.fillMounts(&cfg)
+			}
 			if os.Geteuid() != 0 {
 				for _, d := range []string{"/var/tmp", r.o.Dir} {
 					if p, e := filepath.EvalSymlinks(d); e == nil && err == nil {
@@ -420,6 +425,7 @@ func (r *run) start(term *terminal) error {
 			err = spawnHint(err)
 		}
 	} else if r.layers, err = r.b.Layers(); err == nil {
+		err = r.joinPrivate()
 		sort.SliceStable(r.layers, func(i, j int) bool { return len(r.layers[i].Path) > len(r.layers[j].Path) })
 	}
 	if err != nil {
@@ -477,14 +483,16 @@ func (r *run) plan() error {
 		return err
 	}
 	vis := visibleMounts(all)
-	var splits []string
+	var splits, over []string
 	for _, l := range ls {
 		if mountKind(mountOf(vis, l.Path)) == fsShare { // not to be looked at
 			continue
 		}
 		// One that has gone outside (a mount of an earlier day) is not in the view.
-		if _, err := os.Lstat(l.Path); err == nil {
+		if _, err := os.Lstat(l.Path); err == nil && !l.Over {
 			splits = append(splits, l.Path)
+		} else if err == nil {
+			over = append(over, l.Path)
 		}
 	}
 	hide := make([]string, len(r.o.Hide))
@@ -515,15 +523,7 @@ func (r *run) plan() error {
 	if err != nil {
 		return err
 	}
-	if sharesRead(r.o.Policy) {
-		r.steps = readShares(r.steps, vis, hide)
-	}
-	blindly(r.steps)
-	if s, ok := onShare(r.steps, r.o.Dir); ok && s.Kind == stepMask {
-		return core.Hint(fmt.Errorf("working directory: %s is on a share (%s at %s), which the box does not see", r.o.Dir, s.Share, s.Path),
-			"`--set files.share=allow` lets it read shares, or choose another directory with --dir")
-	}
-	return nil
+	return r.planPrivate(vis, over)
 }
 
 func (r *run) fillMounts(cfg *stageConfig) error {
@@ -534,17 +534,19 @@ func (r *run) fillMounts(cfg *stageConfig) error {
 	for _, s := range r.steps {
 		m := stageMount{planStep: s}
 		switch s.Kind {
-		case stepOverlay, stepFrame:
+		case stepOverlay, stepFrame, stepVeil:
 			l, ok := byPath[s.Path]
 			if !ok {
 				return fmt.Errorf("no layer for %s", s.Path)
 			}
 			m.Lower, m.Upper, m.Work = s.Path, r.b.Upper(l), r.b.Work(l)
-			if s.Kind == stepFrame {
+			if s.Kind != stepOverlay {
 				m.Lower = r.b.Frame(l)
 			}
+		case stepVeilFile:
+			m.Lower = r.b.veilFile(s.Path)
 		}
-		m.Points, m.Blind = nil, nil
+		m.Points, m.Blind, m.Hide, m.Roots = nil, nil, nil, nil
 		cfg.Steps = append(cfg.Steps, m)
 	}
 	return nil
@@ -587,7 +589,7 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("take the filter's listener: %w", err)
 	}
-	s := &supervisor{hide: hiddenPaths(r.steps), hostNet: r.o.Session.Net == core.NetHost, ports: r.o.Guarded, sockets: socketsOf(r.o.Env), settings: settingsOf(r.o.Env)}
+	s := &supervisor{hide: hiddenPaths(r.steps), hostNet: r.o.Session.Net == core.NetHost, ports: r.o.Guarded, sockets: socketsOf(r.o.Env), settings: settingsOf(r.o.Env), moving: make(chan struct{}, 1)}
 	if daemon := busDaemon(); daemon != "" && r.o.Policy.Decide(core.IPCDBus).Verdict == core.Redirected {
 		s.bus = &sessionBus{path: busPath(), start: func() error {
 			return send(r.control, stageMsg{Op: "spawn", Argv: busCommand(daemon, busPath())})
@@ -615,6 +617,7 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 	if s.changed, err = openChanged(r.b, r.layers, r.o.Session.Observe == core.ObserveLean, !r.joined); err != nil {
 		return nil, err
 	}
+	s.warden = r.newWarden(ready.Clones)
 	s.journal = newJournal(r.o.Session, r.o.Log)
 	s.performer = newPerformer(s.l, s.journal.add)
 	if s.procs, err = newProcesses(r.child.PID, s.journal.add); err != nil {

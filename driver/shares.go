@@ -2,6 +2,7 @@ package driver
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -45,10 +46,37 @@ func mountKind(e mountEntry) fsKind {
 	return k
 }
 
+// sharesIn lists the mount points of shares.
+func sharesIn(vis map[string]mountEntry) (ps []string) {
+	for p, e := range vis {
+		if mountKind(e) == fsShare {
+			ps = append(ps, p)
+		}
+	}
+	sort.Strings(ps)
+	return ps
+}
+
+// planShares finishes the plan with what the policy says of shares. held are those on which
+// a private place is: they stay masked, as nothing in them is told from it.
+func (r *run) planShares(vis map[string]mountEntry, held map[string]bool) error {
+	if sharesRead(r.o.Policy) {
+		r.steps = readShares(r.steps, vis, append(hidden(vis, r.o.Hide), slices.Collect(maps.Keys(held))...))
+	}
+	blindly(r.steps)
+	if s, ok := onShare(r.steps, r.o.Dir); ok && s.Kind == stepMask {
+		hint := "`--set files.share=allow` lets it read shares"
+		if sharesRead(r.o.Policy) {
+			hint = "shares with a private place or the state folder on them stay masked"
+		}
+		return core.Hint(fmt.Errorf("working directory: %s is on a share (%s at %s), which the box does not see", r.o.Dir, s.Share, s.Path), hint, "choose another directory with --dir")
+	}
+	return nil
+}
+
 // readShares turns the masks of shares in a plan into binds, and adds the shares below
-// /run, which is the box's own. One that shows a place in hide stays masked.
-func readShares(steps []planStep, vis map[string]mountEntry, hide []string) []planStep {
-	hides := hidden(vis, hide)
+// /run, which is the box's own. One that shows a place in hides stays masked.
+func readShares(steps []planStep, vis map[string]mountEntry, hides []string) []planStep {
 	holds := func(p string) bool {
 		return slices.ContainsFunc(hides, func(h string) bool { return under(h, p) })
 	}
@@ -57,8 +85,8 @@ func readShares(steps []planStep, vis map[string]mountEntry, hide []string) []pl
 			steps[i].Kind, steps[i].ReadOnly = stepShare, true
 		}
 	}
-	for p, e := range vis {
-		if !under(p, "/run") || mountKind(e) != fsShare || holds(p) {
+	for _, p := range sharesIn(vis) {
+		if !under(p, "/run") || holds(p) {
 			continue
 		}
 		inAnother := false
@@ -68,10 +96,9 @@ func readShares(steps []planStep, vis map[string]mountEntry, hide []string) []pl
 			}
 		}
 		if !inAnother {
-			steps = append(steps, planStep{Kind: stepShare, Path: p, ReadOnly: true, Share: e.fstype, Dev: e.dev})
+			steps = append(steps, planStep{Kind: stepShare, Path: p, ReadOnly: true, Share: vis[p].fstype, Dev: vis[p].dev})
 		}
 	}
-	sort.SliceStable(steps, func(i, j int) bool { return steps[i].Path < steps[j].Path })
 	return steps
 }
 

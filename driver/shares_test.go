@@ -79,7 +79,7 @@ func TestPlanOfShares(t *testing.T) {
 	if got := kinds(steps); !reflect.DeepEqual(got, want) {
 		t.Errorf("by default: %v, want %v", got, want)
 	}
-	read := readShares(slices.Clone(steps), vis, hide)
+	read := readShares(slices.Clone(steps), vis, hidden(vis, hide))
 	// The one that holds the sandbox's own state stays masked, as do types that are not
 	// known, what makes mounts of its own, and what is below any of these.
 	for _, p := range []string{"/nfs", "/srv/a", "/media/STICK", "/run/user/1000/gvfs"} {
@@ -305,8 +305,35 @@ func TestASessionDoesNotBeginOnAMaskedShare(t *testing.T) {
 	if r.err == nil || !strings.Contains(r.err.Error(), "is on a share (fuse") || len(core.Hints(r.err)) == 0 {
 		t.Errorf("%v", r.err)
 	}
-	if r := l.run(runOpts{policy: lets}, "/bin/cat", "file"); r.out != "shared" {
-		t.Errorf("%q", r.out)
+	// It is the home here: one that is a share has private places on it.
+	if r := l.run(runOpts{policy: lets, quiet: true}, "/bin/cat", "file"); r.err == nil || !strings.Contains(strings.Join(core.Hints(r.err), " "), "private place") {
+		t.Errorf("%v %q", r.err, core.Hints(r.err))
+	}
+}
+
+// A private place on a share, or one that leads there: all of the share stays masked.
+func TestAShareWithAPrivatePlaceOnIt(t *testing.T) {
+	l := newLab(t)
+	mountShare(t, l)
+	private := func(place string) func(*core.Policy) {
+		return func(p *core.Policy) {
+			lets(p)
+			if err := p.AddPrivate(place); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if err := os.Symlink("share/dir", filepath.Join(l.dir, "keys")); err != nil {
+		t.Fatal(err)
+	}
+	for i, place := range []string{"~/share/dir", "~/share", "~/keys", "~/*/deep"} {
+		r := l.run(runOpts{box: fmt.Sprint("b", i), policy: private(place)}, "/bin/sh", "-c", "cat share/file share/dir/deep keys/deep")
+		if r.out != "" {
+			t.Errorf("%s: %q", place, r.out)
+		}
+		if got := shareOps(r.ops, l.dir); !slices.Contains(got, "read /share/file blocked EACCES") {
+			t.Errorf("%s: %q", place, got)
+		}
 	}
 }
 

@@ -174,8 +174,11 @@ type supervisor struct {
 	limits    limiter
 	outside   *outside
 	relays    relays
-	net       *network.Network              // nil: the box has no way out of its own
+	net       *network.Network // nil: the box has no way out of its own
+	warden    *warden
 	frozen    atomic.Pointer[chan struct{}] // closed when the session is frozen no more; nil: it is not
+	moving    chan struct{}                 // 1 deep: held while a tree is moved
+	moved     atomic.Bool                   // one was: what is known of paths may be wrong
 
 	n    *sys.Notif
 	p    *proc
@@ -208,6 +211,9 @@ func (s *supervisor) serve() {
 		s.standStill()
 		s.n, s.now = n, time.Now()
 		s.paths.tick(s.now)
+		if s.moved.Swap(false) {
+			s.paths.forget()
+		}
 		if n.TID == 0 {
 			s.l.Fail(n.ID, syscall.EPERM) // not to be named from here: not of this box
 			continue
@@ -650,6 +656,9 @@ func (s *supervisor) spotOf(p place) spot {
 
 // look judges an operation that only looks at p.
 func (s *supervisor) look(sf core.Surface, act core.Action, p place, d core.Detail) answer {
+	if a, ok := s.privateLook(act, p, d); ok {
+		return a
+	}
 	dec := s.policy.Load().Decide(sf)
 	op := &core.Operation{Surface: sf, Action: act, Target: p.path, Verdict: core.Allowed, Rule: dec.Rule, Detail: d}
 	if p.missing {
@@ -676,6 +685,7 @@ func (s *supervisor) look(sf core.Surface, act core.Action, p place, d core.Deta
 	case onOverlay:
 		if s.changed.is(p.path) {
 			op.Verdict, op.Rule = core.Redirected, "overlay"
+			s.opensOwn(p)
 		}
 	}
 	if dec.Verdict == core.Blocked {
@@ -690,6 +700,9 @@ func (s *supervisor) write(act core.Action, p place, p2 *place, d core.Detail) a
 	for _, x := range []*place{&p, p2} {
 		if x == nil {
 			continue
+		}
+		if a, ok := s.privateWrite(act, *x, d); ok {
+			return a
 		}
 		at := s.spotOf(*x)
 		if sh, ok := s.shareOf(x.path); ok && !x.object && at != onHidden {
@@ -835,11 +848,11 @@ func (s *supervisor) rename(fd1 int32, a1 uint64, fd2 int32, a2 uint64, flags ui
 	if flags&exchange != 0 {
 		act = core.ActExchange
 	}
-	from, e := s.find(fd1, a1, false)
+	from, plain1, e := s.findEntry(fd1, a1, flags)
 	if e != 0 {
 		return s.unreadable(core.FilesWrite, act, from, e)
 	}
-	to, e := s.find(fd2, a2, false)
+	to, plain2, e := s.findEntry(fd2, a2, flags)
 	if e != 0 {
 		return s.unreadable(core.FilesWrite, act, to, e)
 	}
@@ -851,6 +864,9 @@ func (s *supervisor) rename(fd1 int32, a1 uint64, fd2 int32, a2 uint64, flags ui
 			s.changed.markTree(from.path)
 		}
 		s.paths.changes(from.path, true)
+		if plain1 && plain2 {
+			return s.moveTree(from, to, flags, ans)
+		}
 	}
 	return ans
 }
@@ -994,6 +1010,9 @@ func (s *supervisor) open(dirfd int32, addr uint64, flags uint32, inRoot bool) a
 	if a, ok := s.device(p, flags); ok {
 		return a
 	}
+	if a, ok := s.privateOpen(p, act, flags); ok {
+		return a
+	}
 	if !writes {
 		return s.look(sf, act, p, nil)
 	}
@@ -1056,7 +1075,10 @@ func (s *supervisor) exec(dirfd int32, addr, argv uint64, flags uint32) answer {
 					op.Exe = p.exe
 				}
 			}
-			a.after = func() { s.procs.executes(p) }
+			if file := s.kept(p); file != "" && ops[0] != nil {
+				ops[0].Detail["holds"] = file
+			}
+			a.after = func() { s.executing(p); s.procs.executes(p) }
 		}
 	}
 	return a

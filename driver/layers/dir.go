@@ -31,6 +31,8 @@ type Layer struct {
 	Path  string `json:"path"`
 	Dir   string `json:"dir"`
 	Frame bool   `json:"frame,omitempty"`
+	Mode  uint32 `json:"mode,omitempty"` // st_mode of upper when it was made; 0: not known
+	Over  bool   `json:"over,omitempty"` // mounted over the layer of a directory above
 }
 
 func (b Dir) At(parts ...string) string {
