@@ -49,7 +49,10 @@ type Options struct {
 	// CaptureLimit how many bytes of the latest are kept.
 	Capture      string
 	CaptureLimit int64
-	// Notice is told what the person who runs the box should know before it starts. May be nil.
+	// Throwaway says that the box is removed after the session: nothing is recorded of its files.
+	Throwaway bool
+	// Notice is told what the person who runs the box should know before it starts, and what
+	// keeps it from ending. May be nil.
 	Notice func(string)
 	// Log is called with each operation, in order, from one goroutine. It owns what it
 	// gets only until it returns. While it blocks the box goes on until about 32,000
@@ -95,7 +98,9 @@ type run struct {
 	proc    *ownProc
 	ref     *os.File
 	joined  bool
-	s       *supervisor // nil until the box's init is ready
+	damaged bool              // the box's view is read-only
+	was     []*core.Operation // from outside, before the session began
+	s       *supervisor       // nil until the box's init is ready
 
 	mu        sync.Mutex
 	killed    bool
@@ -140,6 +145,9 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 		}
 	}
 	defer unlock()
+	if err := r.b.Recover(); err != nil { // while nobody uses the layers: where one does, there is nothing to recover
+		return 125, err
+	}
 
 	term, err := newTerminal(o.Stdin, o.Stdout, o.Stderr)
 	if err != nil {
@@ -147,7 +155,7 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 	}
 	defer term.close()
 
-	if err := r.start(term); err != nil {
+	if err := r.start(ctx, term); err != nil {
 		return 125, err
 	}
 	defer sys.CloseFD(r.child.Pidfd)
@@ -191,7 +199,7 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 			return 125, err
 		}
 	}
-	r.ref, err = r.b.Register(layers.SessionRef{ID: o.Session.ID, Supervisor: os.Getpid(), Init: r.child.PID, Net: o.Session.Net, Shares: sharesRead(o.Policy)})
+	r.ref, err = r.b.Register(layers.SessionRef{ID: o.Session.ID, Supervisor: os.Getpid(), Init: r.child.PID, Net: o.Session.Net, Shares: sharesRead(o.Policy), Damaged: r.damaged})
 	if err != nil {
 		return 125, err
 	}
@@ -203,6 +211,10 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 
 	r.journal = s.journal
 	r.begin(m, s, term)
+	for _, op := range r.was {
+		r.journal.add(op)
+	}
+	r.was = nil
 	if r.noNet != "" && o.Notice != nil {
 		o.Notice("the box has no network: " + r.noNet + " (" + networkHint(r.noNet) + ")")
 	}
@@ -246,6 +258,7 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 	end := <-ended
 	watch.close()
 	term.finish()
+	lerr := r.leave(context.WithoutCancel(ctx))
 
 	switch {
 	case end.Op == "failed":
@@ -279,6 +292,9 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 		return 125, fmt.Errorf("write the log: %w", jerr)
 	}
 	<-failed
+	if err == nil && lerr != nil {
+		return 125, lerr
+	}
 	return code, err
 }
 
@@ -340,10 +356,18 @@ func waitText(ws syscall.WaitStatus) string {
 
 // start makes the stage: in new namespaces, or in those of the box when a session
 // already runs in it.
-func (r *run) start(term *terminal) error {
+func (r *run) start(ctx context.Context, term *terminal) error {
 	refs, err := r.b.Running()
 	if err != nil {
 		return err
+	}
+	for _, ref := range refs {
+		r.damaged = r.damaged || ref.Damaged
+	}
+	if len(refs) == 0 {
+		if err := r.inspect(ctx); err != nil {
+			return err
+		}
 	}
 	if err := r.plan(); err != nil {
 		return err
@@ -393,6 +417,7 @@ func (r *run) start(term *terminal) error {
 				exe.Close()
 			}
 			r.joined = err == nil
+			r.damaged = r.joined && ref.Damaged
 		}
 		for _, fd := range fds {
 			syscall.Close(fd)
@@ -401,7 +426,11 @@ func (r *run) start(term *terminal) error {
 			break
 		}
 	}
-	if !r.joined {
+	if !r.joined && r.damaged {
+		if err = r.salvage(&cfg); err == nil {
+			r.child, err = r.spawn(argv, env, files)
+		}
+	} else if !r.joined {
 		var large []string
 		if r.layers, large, err = r.b.prepare(r.steps, r.o.Hide); err == nil {
 			cfg.Large = large
@@ -417,16 +446,14 @@ func (r *run) start(term *terminal) error {
 			}
 		}
 		if err == nil {
-			ns := sys.AllNS
-			if r.o.Session.Net == core.NetHost {
-				ns &^= sys.NewNet
-			}
-			r.child, err = sys.SpawnIn(sys.SelfExe(), argv, env, files, ns)
-			err = spawnHint(err)
+			r.child, err = r.spawn(argv, env, files)
 		}
+	} else if r.damaged {
+		r.layers = r.b.Salvage()
+		sortLayers(r.layers)
 	} else if r.layers, err = r.b.Layers(); err == nil {
 		err = r.joinPrivate()
-		sort.SliceStable(r.layers, func(i, j int) bool { return len(r.layers[i].Path) > len(r.layers[j].Path) })
+		sortLayers(r.layers)
 	}
 	if err != nil {
 		control.Close()
@@ -441,6 +468,16 @@ func (r *run) start(term *terminal) error {
 		cfgW.Close()
 	}()
 	return nil
+}
+
+// spawn makes the stage in namespaces of its own.
+func (r *run) spawn(argv, env []string, files []*os.File) (sys.Child, error) {
+	ns := sys.AllNS
+	if r.o.Session.Net == core.NetHost {
+		ns &^= sys.NewNet
+	}
+	c, err := sys.SpawnIn(sys.SelfExe(), argv, env, files, ns)
+	return c, spawnHint(err)
 }
 
 // spawnHint says what to do about a kernel that makes no user namespaces.
@@ -479,6 +516,9 @@ func (r *run) plan() error {
 		return err
 	}
 	ls, err := r.b.Layers()
+	if r.damaged {
+		ls, err = r.b.Salvage(), nil
+	}
 	if err != nil {
 		return err
 	}
@@ -598,6 +638,7 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 	if ready.Landlock != nil {
 		s.wall = *ready.Landlock
 	}
+	s.damaged = r.damaged
 	s.policy.Store(r.o.Policy)
 	s.l, s.sync = sys.NewListener(fd)
 	r.noNet = ready.NoNet
@@ -618,6 +659,11 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 		return nil, err
 	}
 	s.warden = r.newWarden(ready.Clones)
+	s.changed.forget = func() {
+		if err := r.b.ForgetManifest(); err != nil {
+			r.kill("the record of the box's files cannot be taken away: " + err.Error())
+		}
+	}
 	s.journal = newJournal(r.o.Session, r.o.Log)
 	s.performer = newPerformer(s.l, s.journal.add)
 	if s.procs, err = newProcesses(r.child.PID, s.journal.add); err != nil {

@@ -164,6 +164,7 @@ type supervisor struct {
 	hide      []string
 	steps     []planStep // longest path first: what kind of place a path is on
 	hostNet   bool       // the network is the caller's
+	damaged   bool       // the box was damaged from outside, and its view is read-only
 	wall      secondWall
 	abstract  map[string]bool // names that the box bound on the caller's network
 	ports     func() []uint16
@@ -701,8 +702,10 @@ func (s *supervisor) write(act core.Action, p place, p2 *place, d core.Detail) a
 		if x == nil {
 			continue
 		}
-		if a, ok := s.privateWrite(act, *x, d); ok {
-			return a
+		if x != p2 || act != core.ActRename { // what is renamed onto is replaced
+			if a, ok := s.privateWrite(act, *x, d); ok {
+				return a
+			}
 		}
 		at := s.spotOf(*x)
 		if sh, ok := s.shareOf(x.path); ok && !x.object && at != onHidden {
@@ -737,6 +740,9 @@ func (s *supervisor) write(act core.Action, p place, p2 *place, d core.Detail) a
 				}
 			}
 		}
+	}
+	if s.damaged && rule == "overlay" {
+		return s.refuse(sf, act, p.path, damagedRule, syscall.EROFS, d)
 	}
 	for _, needs := range []core.Surface{core.FilesWrite, sf} {
 		if dec := s.policy.Load().Decide(needs); dec.Verdict == core.Blocked {
@@ -968,7 +974,8 @@ func (s *supervisor) bind(addr, size uint64) answer {
 }
 
 func (s *supervisor) openat2() answer {
-	var how [24]byte // struct open_how: flags, mode, resolve
+	s.changed.touch() // how the file is opened is in memory, and may change after the look
+	var how [24]byte  // struct open_how: flags, mode, resolve
 	n, e := sys.ReadMem(int(s.n.TID), s.n.Args[2], how[:])
 	if e != 0 || n < len(how) {
 		return s.unreadable(core.FilesRead, core.ActRead, place{}, syscall.EFAULT)

@@ -447,8 +447,9 @@ func openClosed(p string) (*os.File, error) {
 	return os.OpenFile(at, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 }
 
-// procName is a path of name in an open directory, "" for that itself, for calls that take
-// no descriptor: it leads there whatever has become of the directory's own path.
+// procName is a path of name in an open directory for calls that take no descriptor: it
+// leads there whatever has become of the directory's own path. The name "" is for calls that
+// follow links and stands for the directory itself; so does "." for those that do not.
 func procName(dir *os.File, name string) string {
 	p := "/proc/self/fd/" + strconv.Itoa(int(dir.Fd()))
 	if name == "" {

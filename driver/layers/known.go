@@ -3,7 +3,7 @@ package layers
 import (
 	"encoding/json"
 	"os"
-	"path"
+	"path/filepath"
 
 	"github.com/sandglass/sandglass/core"
 )
@@ -83,7 +83,7 @@ func (x *commit) noteDone() error {
 		if !ok || s.Op == opRemove {
 			continue
 		}
-		own, err := Lstat(path.Join(x.b.Upper(l), rel))
+		own, err := Lstat(filepath.Join(x.b.Upper(l), rel))
 		if err != nil {
 			continue
 		}
