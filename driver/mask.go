@@ -25,7 +25,7 @@ const opaqueAttr = "user.overlay.opaque"
 
 // planPrivate puts the private places into the plan.
 func (r *run) planPrivate(vis map[string]mountEntry, over []string) error {
-	pr, f, err := findPrivate(r.o.Policy, r.o.Env)
+	pr, f, err := findPrivate(r.o.Policy, r.o.Env, sharesIn(vis))
 	if err != nil {
 		return err
 	}
@@ -34,6 +34,9 @@ func (r *run) planPrivate(vis map[string]mountEntry, over []string) error {
 	}
 	r.steps, r.veils = viewPrivate(r.steps, vis, f, &pr, over)
 	r.private = pr
+	if err := r.planShares(vis, f.held); err != nil {
+		return err
+	}
 	return pr.checkDir(r.o.Dir)
 }
 

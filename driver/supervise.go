@@ -172,6 +172,7 @@ type supervisor struct {
 	ports     func() []uint16
 	bus       *sessionBus // nil: the box has none
 	settings  settingsFiles
+	shares    []share                 // longest path first
 	sockets   map[string]core.Surface // that the caller's environment points at
 	limits    limiter
 	outside   *outside
@@ -675,7 +676,11 @@ func (s *supervisor) look(sf core.Surface, act core.Action, p place, d core.Deta
 		}
 		op.Detail["found"] = "no"
 	}
-	switch s.spotOf(p) {
+	at := s.spotOf(p)
+	if x, ok := s.shareOf(p.path); ok && !p.object && at != onHidden {
+		return s.onShare(x, sf, act, p, op.Detail, false)
+	}
+	switch at {
 	case onHidden:
 		return s.refuse(core.SandboxSelf, act, p.path, "mask", syscall.EACCES, d)
 	case onMask:
@@ -710,7 +715,11 @@ func (s *supervisor) write(act core.Action, p place, p2 *place, d core.Detail) a
 				return a
 			}
 		}
-		switch s.spotOf(*x) {
+		at := s.spotOf(*x)
+		if sh, ok := s.shareOf(x.path); ok && !x.object && at != onHidden {
+			return s.onShare(sh, core.FilesShare, act, *x, d, true)
+		}
+		switch at {
 		case onHidden:
 			return s.refuse(core.SandboxSelf, act, p.path, "mask", syscall.EACCES, d)
 		case onMask:
@@ -1025,7 +1034,7 @@ func (s *supervisor) open(dirfd int32, addr uint64, flags uint32, inRoot bool) a
 	if !writes {
 		return s.look(sf, act, p, nil)
 	}
-	if act == core.ActCreate && p.found && flags&oTmpfile == 0 {
+	if _, unseen := s.shareOf(p.path); act == core.ActCreate && p.found && flags&oTmpfile == 0 && !unseen {
 		act = core.ActWrite // O_CREAT of what is there
 	}
 	d := core.Detail{"flags": openFlags(flags)}

@@ -93,6 +93,7 @@ type SessionRef struct {
 	Supervisor int            `json:"supervisor"` // PID
 	Init       int            `json:"init"`       // PID, outside
 	Net        core.Net       `json:"net"`
+	Shares     bool           `json:"shares,omitempty"`  // they are read
 	Damaged    bool           `json:"damaged,omitempty"` // the box's view is read-only
 }
 
