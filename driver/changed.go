@@ -178,15 +178,32 @@ func (c *changed) is(p string) bool {
 
 // inUpper asks the upper layer itself.
 func (c *changed) inUpper(p string) bool {
+	fd, rel, ok := c.upper(p)
+	if ok {
+		_, _, err := sys.Lstat(fd, rel)
+		ok = err == nil
+	}
+	return ok
+}
+
+// upperInode is which file the upper layer has for p. The overlay may give two names of one
+// such file different inode numbers: those that it knew before it made the file.
+func (c *changed) upperInode(p string) (ino uint64, ok bool) {
+	fd, rel, ok := c.upper(p)
+	if !ok {
+		return 0, false
+	}
+	st, err := sys.StatxAt(fd, rel)
+	return st.Ino, err == nil
+}
+
+// upper finds where p is in an upper layer; not ok for a layer's root, which is always there.
+func (c *changed) upper(p string) (fd int, rel string, ok bool) {
 	for i, l := range c.layers {
 		if under(p, l.Path) {
-			rel := strings.TrimPrefix(p[len(strings.TrimSuffix(l.Path, "/")):], "/")
-			if rel == "" {
-				return false // the layer's root is always there
-			}
-			_, _, err := sys.Lstat(c.fds[i], rel)
-			return err == nil
+			rel = strings.TrimPrefix(p[len(strings.TrimSuffix(l.Path, "/")):], "/")
+			return c.fds[i], rel, rel != ""
 		}
 	}
-	return false
+	return -1, "", false
 }

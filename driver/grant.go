@@ -63,7 +63,7 @@ func (r *run) newWarden(fds []int) *warden {
 		i++
 	}
 	for i, p := range w.Programs {
-		if st, err := sys.StatAt(p.Copy); err == nil && st.Mode&0o7777 == 0o111 {
+		if st, err := sys.StatPath(p.Copy); err == nil && st.Mode&0o7777 == 0o111 {
 			if _, ok := w.copies[idOf(&st)]; !ok {
 				w.copies[idOf(&st)] = i
 			}
@@ -200,7 +200,7 @@ func (s *supervisor) privatePlace(p place) (pl *privPlace, own bool) {
 	case privVeil: // its root is a layer's; what is below is the skeleton's or the box's own
 		own = p.path != pl.Path && s.changed.inUpper(p.path)
 	case privGone:
-		there, whiteout := s.changed.upper(pl.Path)
+		there, whiteout := s.changed.upperFile(pl.Path)
 		own = there && !whiteout
 	}
 	return pl, own
@@ -256,8 +256,8 @@ func (s *supervisor) modeOf(p string) (mode uint32, there bool) {
 	return mode, err == nil
 }
 
-// upper says whether an upper layer has something at p, and whether that is a whiteout.
-func (c *changed) upper(p string) (there, whiteout bool) {
+// upperFile says whether an upper layer has something at p, and whether that is a whiteout.
+func (c *changed) upperFile(p string) (there, whiteout bool) {
 	for i, l := range c.layers {
 		if under(p, l.Path) {
 			rel := strings.TrimPrefix(p[len(strings.TrimSuffix(l.Path, "/")):], "/")
@@ -320,7 +320,7 @@ func (s *supervisor) mayRead(a *asker, file string) (dec core.PrivateDecision, w
 	w := s.warden
 	dir := "/proc/" + strconv.Itoa(a.tgid) + "/"
 	runs := -1
-	if st, err := sys.StatAt(dir + "exe"); err == nil {
+	if st, err := sys.StatPath(dir + "exe"); err == nil {
 		if i, ok := w.copies[idOf(&st)]; ok {
 			runs = i
 		}

@@ -172,7 +172,7 @@ func (b boxDir) hide(ls []layers.Layer, p string) error {
 	fi, err := os.Lstat(at)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return within(up, func() error { return sys.MakeWhiteout(at) })
+		return within(up, func() error { return sys.MakeWhiteout(-100, at) })
 	case err != nil:
 		return err
 	case fi.IsDir() && !layers.Opaque(at): // the box has changed something in it, when it was not private

@@ -44,7 +44,7 @@ func (b boxDir) prepare(steps []planStep, hide []string) (ls []layers.Layer, lar
 		i, ok := known[s.Path]
 		if !ok {
 			l := layers.Layer{Path: s.Path, Dir: strconv.Itoa(len(ls))}
-			if err := b.makeLayer(l, ls); err != nil {
+			if err := b.makeLayer(&l, ls); err != nil {
 				return nil, nil, err
 			}
 			i, changed = len(ls), true
@@ -82,8 +82,8 @@ func (b boxDir) prepare(steps []planStep, hide []string) (ls []layers.Layer, lar
 
 // makeLayer makes the folders of a new layer. What an earlier layer of a directory
 // above already holds of it moves over: a mount point has appeared below that directory.
-func (b boxDir) makeLayer(l layers.Layer, older []layers.Layer) error {
-	for _, d := range []string{b.At("layers", l.Dir), b.Work(l)} {
+func (b boxDir) makeLayer(l *layers.Layer, older []layers.Layer) error {
+	for _, d := range []string{b.At("layers", l.Dir), b.Work(*l)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return err
 		}
@@ -92,18 +92,26 @@ func (b boxDir) makeLayer(l layers.Layer, older []layers.Layer) error {
 		if o.Path != l.Path && under(l.Path, o.Path) {
 			rel := strings.TrimPrefix(strings.TrimPrefix(l.Path, o.Path), "/")
 			if held, ok := folderIn(b.Upper(o), rel); ok {
-				if err := os.Rename(held, b.Upper(l)); err != nil {
+				if err := os.Rename(held, b.Upper(*l)); err != nil {
 					return err
 				}
 				// What is below it is decided by the mount from now on.
-				if layers.Opaque(b.Upper(l)) {
-					return sys.Lremovexattr(b.Upper(l), opaqueAttr)
+				if layers.Opaque(b.Upper(*l)) {
+					return sys.Lremovexattr(b.Upper(*l), opaqueAttr)
 				}
 				return nil
 			}
 		}
 	}
-	return makeLike(l.Path, b.Upper(l))
+	if err := makeLike(l.Path, b.Upper(*l)); err != nil {
+		return err
+	}
+	var st syscall.Stat_t
+	if err := syscall.Lstat(b.Upper(*l), &st); err != nil {
+		return err
+	}
+	l.Mode = st.Mode
+	return nil
 }
 
 // folderIn finds the folder that an upper layer holds at rel. Everything in a layer is

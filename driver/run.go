@@ -140,6 +140,9 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 		}
 	}
 	defer unlock()
+	if err := r.b.Recover(); err != nil { // while nobody uses the layers: where one does, there is nothing to recover
+		return 125, err
+	}
 
 	term, err := newTerminal(o.Stdin, o.Stdout, o.Stderr)
 	if err != nil {
@@ -580,7 +583,7 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("take the filter's listener: %w", err)
 	}
-	s := &supervisor{hide: hiddenPaths(r.steps), hostNet: r.o.Session.Net == core.NetHost, ports: r.o.Guarded, sockets: socketsOf(r.o.Env)}
+	s := &supervisor{hide: hiddenPaths(r.steps), hostNet: r.o.Session.Net == core.NetHost, ports: r.o.Guarded, sockets: socketsOf(r.o.Env), settings: settingsOf(r.o.Env), moving: make(chan struct{}, 1)}
 	if daemon := busDaemon(); daemon != "" && r.o.Policy.Decide(core.IPCDBus).Verdict == core.Redirected {
 		s.bus = &sessionBus{path: busPath(), start: func() error {
 			return send(r.control, stageMsg{Op: "spawn", Argv: busCommand(daemon, busPath())})

@@ -167,7 +167,8 @@ type supervisor struct {
 	wall      secondWall
 	abstract  map[string]bool // names that the box bound on the caller's network
 	ports     func() []uint16
-	bus       *sessionBus             // nil: the box has none
+	bus       *sessionBus // nil: the box has none
+	settings  settingsFiles
 	sockets   map[string]core.Surface // that the caller's environment points at
 	limits    limiter
 	outside   *outside
@@ -175,6 +176,8 @@ type supervisor struct {
 	net       *network.Network // nil: the box has no way out of its own
 	warden    *warden
 	frozen    atomic.Pointer[chan struct{}] // closed when the session is frozen no more; nil: it is not
+	moving    chan struct{}                 // 1 deep: held while a tree is moved
+	moved     atomic.Bool                   // one was: what is known of paths may be wrong
 
 	n    *sys.Notif
 	p    *proc
@@ -207,6 +210,9 @@ func (s *supervisor) serve() {
 		s.standStill()
 		s.n, s.now = n, time.Now()
 		s.paths.tick(s.now)
+		if s.moved.Swap(false) {
+			s.paths.forget()
+		}
 		if n.TID == 0 {
 			s.l.Fail(n.ID, syscall.EPERM) // not to be named from here: not of this box
 			continue
@@ -729,13 +735,25 @@ func (s *supervisor) write(act core.Action, p place, p2 *place, d core.Detail) a
 			rule = "own view"
 		}
 	}
-	if dec := s.policy.Load().Decide(core.FilesWrite); dec.Verdict == core.Blocked {
-		return s.refuse(core.FilesWrite, act, p.path, dec.Rule, syscall.EACCES, d)
+	sf := core.FilesWrite
+	if rule == "overlay" {
+		for _, x := range []*place{&p, p2} { // where it goes to says more than where it comes from
+			if x != nil {
+				if set := s.settings.surface(x.path, s.exists); set != "" {
+					sf = set
+				}
+			}
+		}
+	}
+	for _, needs := range []core.Surface{core.FilesWrite, sf} {
+		if dec := s.policy.Load().Decide(needs); dec.Verdict == core.Blocked {
+			return s.refuse(sf, act, p.path, dec.Rule, syscall.EACCES, d)
+		}
 	}
 	if rule == "overlay" && adds[act] && s.limits.full.Load() {
-		return s.refuse(core.FilesWrite, act, p.path, "limit box-size", syscall.EDQUOT, d)
+		return s.refuse(sf, act, p.path, "limit box-size", syscall.EDQUOT, d)
 	}
-	return answer{ops: [2]*core.Operation{{Surface: core.FilesWrite, Action: act, Target: p.path, Verdict: core.Redirected, Rule: rule, Detail: d}}}
+	return answer{ops: [2]*core.Operation{{Surface: sf, Action: act, Target: p.path, Verdict: core.Redirected, Rule: rule, Detail: d}}}
 }
 
 // unreadable is the answer for a call whose arguments the kernel will refuse as well:
@@ -837,11 +855,11 @@ func (s *supervisor) rename(fd1 int32, a1 uint64, fd2 int32, a2 uint64, flags ui
 	if flags&exchange != 0 {
 		act = core.ActExchange
 	}
-	from, e := s.find(fd1, a1, false)
+	from, plain1, e := s.findEntry(fd1, a1, flags)
 	if e != 0 {
 		return s.unreadable(core.FilesWrite, act, from, e)
 	}
-	to, e := s.find(fd2, a2, false)
+	to, plain2, e := s.findEntry(fd2, a2, flags)
 	if e != 0 {
 		return s.unreadable(core.FilesWrite, act, to, e)
 	}
@@ -853,6 +871,9 @@ func (s *supervisor) rename(fd1 int32, a1 uint64, fd2 int32, a2 uint64, flags ui
 			s.changed.markTree(from.path)
 		}
 		s.paths.changes(from.path, true)
+		if plain1 && plain2 {
+			return s.moveTree(from, to, flags, ans)
+		}
 	}
 	return ans
 }

@@ -22,6 +22,7 @@ import (
 //	layers/N/frame  the bare frame of a directory with mount points further down
 //	mnt             where the box's root is put together (empty outside the box)
 //	run/lock        held while the box's mounts are made
+//	commit/         the journal of a commit, and what is known of the last ones
 //	run/ID.json     a running session; locked while it lives
 //	run/changed     the filter of changed paths, shared by the box's sessions
 type Dir string
@@ -31,6 +32,7 @@ type Layer struct {
 	Path  string `json:"path"`
 	Dir   string `json:"dir"`
 	Frame bool   `json:"frame,omitempty"`
+	Mode  uint32 `json:"mode,omitempty"` // st_mode of upper when it was made; 0: not known
 	Over  bool   `json:"over,omitempty"` // mounted over the layer of a directory above
 }
 
@@ -164,6 +166,9 @@ func (b Dir) Remove() error {
 	}
 	if len(refs) > 0 {
 		return core.Hint(fmt.Errorf("remove box %s: %d sessions run in it", filepath.Base(string(b)), len(refs)), "end them first")
+	}
+	if err := b.Recover(); err != nil { // its journal alone knows what a commit has put aside
+		return err
 	}
 	return RemoveTree(string(b))
 }

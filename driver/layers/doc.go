@@ -12,4 +12,12 @@
 //
 //	dir.go       the folder: layers, locks, who runs in it
 //	changes.go   how the box differs from the real system
+//	commit.go    a commit: what there is to do, and what stands in the way
+//	choice.go    which changes it is about, and what it leaves in the layers
+//	staging.go   new content, written beside its targets
+//	apply.go     the renames
+//	release.go   what is committed leaves the layers
+//	journal.go   what makes it all or nothing: undoing and finishing
+//	known.go     what commits themselves left, and is nobody else's doing
+//	tree.go      real directories that go away
 package layers

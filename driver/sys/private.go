@@ -76,8 +76,8 @@ func OpenBelow(dir int, path string) (int, error) {
 // Stat is what stat(2) says of what fd stands for.
 func Stat(fd int) (st syscall.Stat_t, err error) { return st, syscall.Fstat(fd, &st) }
 
-// StatAt is [Stat] for path, whose last symbolic link is followed: /proc/PID/exe.
-func StatAt(path string) (st syscall.Stat_t, err error) { return st, syscall.Stat(path, &st) }
+// StatPath is [Stat] for path, whose last symbolic link is followed: /proc/PID/exe.
+func StatPath(path string) (st syscall.Stat_t, err error) { return st, syscall.Stat(path, &st) }
 
 // Sealed makes a file in memory of what in still has, at most most bytes (EFBIG), that
 // nobody can change any more (memfd_create(2), F_ADD_SEALS).
@@ -122,16 +122,6 @@ func Sealed(name string, in *os.File, most int64, mode uint32) (int, error) {
 	}
 	return ro, nil
 }
-
-// MakeWhiteout makes the character device 0:0, which an upper layer has in the place of what
-// it hides. It takes no privilege (Linux 5.8, fs/namei.c, vfs_mknod).
-func MakeWhiteout(path string) error { return unix.Mknod(path, unix.S_IFCHR, 0) }
-
-// Lsetxattr sets an extended attribute of path itself.
-func Lsetxattr(path, name string, value []byte) error { return unix.Lsetxattr(path, name, value, 0) }
-
-// Lremovexattr removes one.
-func Lremovexattr(path, name string) error { return unix.Lremovexattr(path, name) }
 
 // Executable says whether the file system that path is on lets programs be executed.
 func Executable(path string) bool {
