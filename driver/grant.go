@@ -244,7 +244,10 @@ func (s *supervisor) privateWrite(act core.Action, p place, d core.Detail) (answ
 	case core.ActDelete, core.ActCreate, core.ActWrite, core.ActMkdir, core.ActRmdir, core.ActSymlink, core.ActMknod, core.ActBind:
 		return answer{}, false // opening was judged
 	}
-	if mode, there := s.modeOf(p.path); !there || mode&syscall.S_IFMT != syscall.S_IFREG {
+	mode, there := s.modeOf(p.path)
+	kind := mode & syscall.S_IFMT
+	moves := act == core.ActRename || act == core.ActExchange
+	if !there || kind != syscall.S_IFREG && !(moves && kind == syscall.S_IFDIR) {
 		return answer{}, false
 	}
 	return s.refuse(core.FilesPrivate, act, p.path, privateReason, syscall.EACCES, d), true
