@@ -382,15 +382,16 @@ func (s *supervisor) impure(a *asker, dir string, p program) string {
 	if !ok {
 		return "its environment cannot be looked at"
 	}
+	interprets := interpreters.MatchString(path.Base(p.Real))
 	for kv := range bytes.SplitSeq(env, []byte{0}) {
-		if name, _, _ := bytes.Cut(kv, []byte("=")); misleads(string(name)) {
+		if name, _, _ := bytes.Cut(kv, []byte("=")); misleads(string(name)) || interprets && misleadsInterpreter(string(name)) {
 			return "environment: " + core.Shorten(string(name), 80)
 		}
 	}
 	if why := s.mapped(dir); why != "" {
 		return why
 	}
-	if interpreters.MatchString(path.Base(p.Real)) {
+	if interprets {
 		switch {
 		case a.script == "":
 			return "an interpreter whose first argument is no script"
@@ -454,17 +455,31 @@ func tracedBy(file string) (int, bool) {
 }
 
 // misleads says whether a variable of the environment can make a program load what is not its
-// own: ld.so(8), the variables of interpreters and of well-known libraries.
+// own: those of ld.so(8), of libraries that load others, and of interpreters, which are inside
+// of other programs as well.
 func misleads(name string) bool {
 	switch name {
-	case "LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "LD_ORIGIN_PATH", "LD_PROFILE", "LD_DEBUG_OUTPUT", "GCONV_PATH", "GETCONF_DIR", "LOCPATH", "NIS_PATH", "HOSTALIASES", "RES_OPTIONS", "LOCALDOMAIN",
-		"MALLOC_TRACE", "GLIBC_TUNABLES", "BASH_ENV", "ENV", "SHELLOPTS", "BASHOPTS", "PS4", "PROMPT_COMMAND", "ZDOTDIR", "NODE_OPTIONS", "NODE_PATH", "NODE_EXTRA_CA_CERTS", "RUBYOPT", "RUBYLIB", "GEM_HOME", "GEM_PATH", "BUNDLE_GEMFILE",
-		"LUA_PATH", "LUA_CPATH", "LUA_INIT", "PHPRC", "PHP_INI_SCAN_DIR", "TCLLIBPATH", "CLASSPATH", "JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS", "OPENSSL_CONF", "OPENSSL_MODULES", "OPENSSL_ENGINES", "SSLKEYLOGFILE",
-		"GIO_EXTRA_MODULES", "GTK_MODULES", "GTK_PATH", "QT_PLUGIN_PATH", "PKCS11_PROVIDER_MODULE", "KRB5_CONFIG", "SASL_PATH", "PAGER", "LESSOPEN", "LESSCLOSE", "GDBHISTFILE", "AWKPATH", "AWKLIBPATH", "GAWKLIBPATH":
+	case "LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "LD_ORIGIN_PATH", "LD_PROFILE", "LD_DEBUG_OUTPUT", "GCONV_PATH", "GETCONF_DIR", "LOCPATH", "NIS_PATH", "MALLOC_TRACE",
+		"OPENSSL_CONF", "OPENSSL_MODULES", "OPENSSL_ENGINES", "SSLKEYLOGFILE", "GIO_EXTRA_MODULES", "GIO_MODULE_DIR", "GTK_MODULES", "GTK_PATH", "QT_PLUGIN_PATH", "SASL_PATH",
+		"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PERL5LIB", "PERL5OPT", "PERLLIB", "NODE_OPTIONS", "NODE_PATH", "RUBYOPT", "RUBYLIB":
 		return true
 	}
-	return strings.HasPrefix(name, "PYTHON") || strings.HasPrefix(name, "PERL") || strings.HasPrefix(name, "BASH_FUNC_") || strings.HasPrefix(name, "LUA_PATH_") || strings.HasPrefix(name, "LUA_CPATH_") ||
-		strings.HasPrefix(name, "LUA_INIT_")
+	return false
+}
+
+// misleadsInterpreter says it of what interpreters alone look at.
+func misleadsInterpreter(name string) bool {
+	switch name {
+	case "BASH_ENV", "ENV", "SHELLOPTS", "BASHOPTS", "PS4", "PROMPT_COMMAND", "ZDOTDIR", "GEM_HOME", "GEM_PATH", "BUNDLE_GEMFILE", "PHPRC", "PHP_INI_SCAN_DIR", "TCLLIBPATH",
+		"CLASSPATH", "JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS", "AWKPATH", "AWKLIBPATH", "GDBHISTFILE":
+		return true
+	}
+	for _, p := range []string{"PYTHON", "PERL", "BASH_FUNC_", "LUA_", "R_", "JULIA_", "GUILE_"} {
+		if strings.HasPrefix(name, p) {
+			return true
+		}
+	}
+	return false
 }
 
 // mapped says which file of the box's own is mapped into a process, from its maps
