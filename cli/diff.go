@@ -266,4 +266,3 @@ func closeReader(r io.Reader) {
 		f.Close()
 	}
 }
-

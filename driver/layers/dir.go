@@ -20,6 +20,7 @@ import (
 //	layers/N/upper  what the box changed below that directory, as overlayfs keeps it
 //	layers/N/work   overlayfs's own
 //	layers/N/frame  the bare frame of a directory with mount points further down
+//	layers/trash    what was discarded and is not removed yet
 //	mnt             where the box's root is put together (empty outside the box)
 //	run/lock        held while the box's mounts are made
 //	run/ID.json     a running session; locked while it lives

@@ -12,4 +12,7 @@
 //
 //	dir.go       the folder: layers, locks, who runs in it
 //	changes.go   how the box differs from the real system
+//	open.go      either version of a file
+//	patch.go     what differs in it, for people
+//	discard.go   throwing changes away
 package layers
