@@ -757,6 +757,42 @@ func (p *pair) swap(name string) {
 	p.check(os.Symlink(filepath.Dir(p.real)+"/victim", filepath.Join(p.real, name)))
 }
 
+// TestACommitIntoAClosedDirectory: what its owner may not write in is refused, unless the box
+// has opened it, and opening is part of the commit.
+func TestACommitIntoAClosedDirectory(t *testing.T) {
+	p := newPair(t)
+	p.write(p.real, "closed/f", "real", 0o644)
+	p.write(p.real, "opened/f", "real", 0o644)
+	for _, d := range []string{"closed", "opened"} {
+		p.check(os.Chmod(filepath.Join(p.real, d), 0o555))
+	}
+	p.later()
+	p.write(p.up, "opened/f", "the box's", 0o644)
+	_, err := p.commit()
+	p.check(err)
+	if got, err := os.ReadFile(p.real + "/opened/f"); string(got) != "the box's" {
+		t.Errorf("%q, %v", got, err)
+	}
+	p.later()
+	p.write(p.up, "closed/f", "the box's", 0o644)
+	p.check(os.Chmod(p.up+"/closed", 0o555))
+	p.write(p.up, "else", "the box's", 0o644)
+	_, err = p.commit()
+	if os.Geteuid() == 0 {
+		p.check(err)
+		return
+	}
+	if err == nil || !strings.Contains(err.Error(), p.real+"/closed/f: permission denied") {
+		t.Errorf("error %v", err)
+	}
+	if got, _ := os.ReadFile(p.real + "/closed/f"); string(got) != "real" {
+		t.Errorf("%q", got)
+	}
+	if _, err := os.Lstat(p.real + "/else"); err == nil {
+		t.Error("half of it was committed")
+	}
+}
+
 func TestACommitThatIsCancelled(t *testing.T) {
 	p, _ := everything(t)
 	before := look(t, p.real, all)
