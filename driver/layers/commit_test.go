@@ -224,6 +224,8 @@ func everything(t *testing.T) (p *pair, want map[string]string) {
 	for _, f := range []string{"same", "edit", "dir/edit", "dir/gone", "deldir/a", "deldir/sub/b", "tofile/x", "todir", "tolink", "meta/f", "opaque/was", "opaque/sub/was"} {
 		p.write(p.real, f, "real "+f, 0o640)
 	}
+	p.write(p.real, "opened/f", "real", 0o640)
+	p.check(os.Chmod(filepath.Join(p.real, "opened"), 0o555))
 	p.check(os.Chmod(filepath.Join(p.real, "meta"), 0o750))
 	p.check(os.Symlink("same", filepath.Join(p.real, "link")))
 	p.check(os.Link(filepath.Join(p.real, "edit"), filepath.Join(p.real, "other name of edit")))
@@ -231,6 +233,7 @@ func everything(t *testing.T) (p *pair, want map[string]string) {
 
 	p.write(p.up, "edit", "the box's, and longer", 0o600)
 	p.write(p.up, "dir/edit", "the box's", 0o640)
+	p.write(p.up, "opened/f", "the box's", 0o640)
 	p.whiteout("dir/gone")
 	p.whiteout("deldir")
 	p.write(p.up, "tofile", "now a file", 0o644)
@@ -273,7 +276,7 @@ func everything(t *testing.T) (p *pair, want map[string]string) {
 
 	// What there is to be, made by means of the world outside.
 	dir := filepath.Join(filepath.Dir(p.real), "want")
-	for _, c := range [][]string{{"cp", "-a", p.real, dir}, {"rm", "-rf", dir + "/dir/gone", dir + "/deldir", dir + "/tofile", dir + "/todir", dir + "/tolink", dir + "/link", dir + "/opaque", dir + "/edit"},
+	for _, c := range [][]string{{"cp", "-a", p.real, dir}, {"chmod", "u+w", dir + "/opened"}, {"rm", "-rf", dir + "/dir/gone", dir + "/deldir", dir + "/tofile", dir + "/todir", dir + "/tolink", dir + "/link", dir + "/opaque", dir + "/edit"},
 		{"cp", "-a", "--sparse=always", p.up + "/.", dir}} {
 		cmd := exec.Command(c[0], c[1:]...)
 		if out, err := cmd.CombinedOutput(); err != nil && !strings.Contains(string(out), "special file") {
@@ -303,7 +306,7 @@ func TestACommitIsWhatTheBoxShows(t *testing.T) {
 	if got := p.changes(); len(got) > 0 {
 		t.Errorf("the box still differs: %q", got)
 	}
-	if r.Counts != (core.ChangeCounts{Added: 12, Modified: 7, Deleted: 4}) {
+	if r.Counts != (core.ChangeCounts{Added: 12, Modified: 9, Deleted: 4}) {
 		t.Errorf("counts %+v of %d", r.Counts, len(r.Changes))
 	}
 	if len(r.Left)+len(r.Skipped)+len(r.Warnings) > 0 {
