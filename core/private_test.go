@@ -55,14 +55,14 @@ func TestParsePolicyRefusesPrivate(t *testing.T) {
 		{"private: [/a/../b]", "not a clean path"},
 		{"private: ['/a/[']", "syntax error in pattern"},
 		{"private: ['!~/.shh']", `"~/.shh" is no private place`},
-		{"private: {a: b}", "line 1"},
+		{"private: {a: b}", "file:1:10"},
 		{"grants: [~/.ssh from /usr/bin/ssh]", "it begins with allow, ask or block"},
 		{"grants: [allow ~/.ssh]", "`from` and the absolute path"},
 		{"grants: [allow ~/.ssh from ssh]", "the absolute path of a program"},
 		{"grants: [allow ~/.ssh from /usr/bin/*]", "a program is named in full"},
 		{"grants: [allow ~/.gitconfig from /usr/bin/git]", "~/.gitconfig is in no private place"},
 		{"grants: ['allow ~* from /usr/bin/git']", "name the home"},
-		{"privat: []", `unknown field "privat"`},
+		{"privat: []", `unknown key "privat"`},
 	} {
 		if _, err := ParsePolicy("file", []byte(c.text)); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%q: %v, want %q", c.text, err, c.want)

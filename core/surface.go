@@ -77,7 +77,7 @@ var surfaces = []SurfaceInfo{
 	{FilesWrite, Redirected, []Verdict{Blocked}},
 	{FilesExec, Allowed, []Verdict{Blocked}},
 	{FilesHandle, Blocked, nil},
-	{FilesShare, Blocked, nil},
+	{FilesShare, Blocked, []Verdict{Allowed}}, // for reading
 	{FilesPrivate, Blocked, nil},
 	{ProcessLife, Redirected, nil},
 	{ProcessSignal, Redirected, []Verdict{Blocked}},
@@ -147,11 +147,20 @@ func LookupSurface(s string) (SurfaceInfo, error) {
 			near = append(near, string(x))
 		}
 	}
-	hint := "surfaces of this family: " + strings.Join(near, ", ")
-	if near == nil {
-		hint = fmt.Sprint("surfaces: ", Surfaces())
+	var hints []string
+	var all []string
+	for _, x := range Surfaces() {
+		all = append(all, string(x))
 	}
-	return SurfaceInfo{}, Hint(fmt.Errorf("unknown surface %q", Shorten(s, 80)), hint)
+	if n := nearest(s, all); n != "" {
+		hints = append(hints, fmt.Sprintf("did you mean %q?", n))
+	}
+	if near != nil {
+		hints = append(hints, "surfaces of this family: "+strings.Join(near, ", "))
+	} else {
+		hints = append(hints, "surfaces: "+strings.Join(all, ", "))
+	}
+	return SurfaceInfo{}, Hint(fmt.Errorf("unknown surface %q", Shorten(s, 80)), hints...)
 }
 
 // Leaks says whether what is allowed on the surface counts as a leak: it touches

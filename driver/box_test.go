@@ -103,6 +103,7 @@ type runOpts struct {
 	guarded func() []uint16
 	ended   func()
 	capture string // file for packets
+	notice  func(string)
 }
 
 func (l *lab) run(o runOpts, argv ...string) result {
@@ -149,7 +150,7 @@ func (l *lab) run(o runOpts, argv ...string) result {
 		BoxDir: dir, Hide: []string{l.home}, Policy: pol, Dir: l.dir,
 		Session: core.Session{ID: core.SessionID(fmt.Sprintf("S%d-%s", l.seq, o.box)), Box: o.box, Command: argv, Observe: observe, Net: network},
 		Env:     append([]string{"PATH=/usr/local/bin:/usr/bin:/bin", "HOME=" + l.dir, "LC_ALL=C"}, o.env...),
-		Stdin:   inR, Stdout: outW, Stderr: errW, Guarded: o.guarded, Ended: o.ended, Capture: o.capture, CaptureLimit: 256 << 10,
+		Stdin:   inR, Stdout: outW, Stderr: errW, Guarded: o.guarded, Ended: o.ended, Capture: o.capture, CaptureLimit: 256 << 10, Notice: o.notice,
 		Log: func(op *core.Operation) error {
 			r.ops = append(r.ops, *op)
 			if o.live != nil {

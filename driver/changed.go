@@ -25,6 +25,9 @@ type changed struct {
 	unmap  func() error
 	layers []layers.Layer // longest path first
 	fds    []int          // of their upper directories
+
+	forget  func() // the manifest: the session has to do with a file that the box holds
+	touched atomic.Bool
 }
 
 const (
@@ -151,6 +154,7 @@ func (c *changed) has(h uint64) bool {
 
 // mark notes that the box is about to change p, and with it the directory it is in.
 func (c *changed) mark(p string) {
+	c.touch()
 	c.set(hashPath(p))
 	c.set(hashPath(path.Dir(p)))
 }
@@ -173,7 +177,18 @@ func (c *changed) is(p string) bool {
 		}
 		h = (h ^ uint64(p[i])) * fnvPrime
 	}
-	return (hit || c.has(h) || c.has(hashTree(h))) && c.inUpper(p)
+	if (hit || c.has(h) || c.has(hashTree(h))) && c.inUpper(p) {
+		c.touch() // reading moves its access time
+		return true
+	}
+	return false
+}
+
+// touch notes that the session changes or reads a file that the box holds.
+func (c *changed) touch() {
+	if !c.touched.Load() && !c.touched.Swap(true) && c.forget != nil {
+		c.forget()
+	}
 }
 
 // inUpper asks the upper layer itself.

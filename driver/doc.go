@@ -19,6 +19,7 @@
 //	procfs.go    the box's /proc: the kernel's part of it is read-only
 //	filter.go    the seccomp program (pure)
 //	supervise.go the loop that answers trapped calls, and those on files
+//	settings.go  which files hold settings
 //	guard.go     calls on processes, shared memory and interfaces of the kernel
 //	socket.go    calls that make sockets and reach for somebody
 //	net.go       the box's own network, which is package network's: whose sockets are whose

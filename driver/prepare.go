@@ -59,7 +59,7 @@ func (b boxDir) prepare(steps []planStep, hide []string) (ls []layers.Layer, lar
 			}
 		}
 		if ls[i].Frame {
-			big, err := b.makeFrame(ls[i], s)
+			big, err := makeFrame(b.Frame(ls[i]), s)
 			if err != nil {
 				return nil, nil, err
 			}
@@ -76,17 +76,28 @@ func (b boxDir) prepare(steps []planStep, hide []string) (ls []layers.Layer, lar
 		}
 	}
 	ls = slices.Clone(ls)
-	sort.SliceStable(ls, func(i, j int) bool { return len(ls[i].Path) > len(ls[j].Path) })
+	sortLayers(ls)
 	return ls, large, nil
+}
+
+// sortLayers puts the longest path first.
+func sortLayers(ls []layers.Layer) {
+	sort.SliceStable(ls, func(i, j int) bool { return len(ls[i].Path) > len(ls[j].Path) })
 }
 
 // makeLayer makes the folders of a new layer. What an earlier layer of a directory
 // above already holds of it moves over: a mount point has appeared below that directory.
 func (b boxDir) makeLayer(l *layers.Layer, older []layers.Layer) error {
+	if err := b.ForgetManifest(); err != nil {
+		return err
+	}
 	for _, d := range []string{b.At("layers", l.Dir), b.Work(*l)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return err
 		}
+	}
+	if err := b.NotePlace(*l); err != nil {
+		return err
 	}
 	for _, o := range older {
 		if o.Path != l.Path && under(l.Path, o.Path) {
@@ -192,6 +203,9 @@ func (b boxDir) reach(layers []layers.Layer, dir string) error {
 			if err != nil {
 				return err
 			}
+			if err := b.ForgetManifest(); err != nil {
+				return err
+			}
 			// Its bits are those of the real one, which may be nobody's to write.
 			if err := os.Chmod(parent, 0o700); err != nil {
 				return err
@@ -217,8 +231,7 @@ const maxFrameFile = 1 << 20
 
 // makeFrame makes the bare frame of a directory: its subdirectories, empty, to mount
 // on, its symbolic links, and copies of its small files; large ones are empty there.
-func (b boxDir) makeFrame(l layers.Layer, s planStep) (large []string, err error) {
-	dir := b.Frame(l)
+func makeFrame(dir string, s planStep) (large []string, err error) {
 	if err := layers.RemoveTree(dir); err != nil {
 		return nil, err
 	}

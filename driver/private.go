@@ -44,6 +44,7 @@ type privPlace struct {
 	// Roots are of a veil or a file: what of it a grant names; all of it when that is Path.
 	Roots   []string `json:"roots,omitempty"`
 	dir     bool
+	file    bool // a regular one
 	symlink bool
 	link    string // the place where it leads to, when it is a symbolic link
 	alias   bool   // by another mount
@@ -249,7 +250,7 @@ func (f *finder) add(p, text string) {
 			}
 		}
 	default:
-		pl.dir = fi.IsDir()
+		pl.dir, pl.file = fi.IsDir(), fi.Mode().IsRegular()
 		bits := sys.AccessBits(p)
 		if pl.dir && bits&5 == 0 || !pl.dir && bits&4 == 0 {
 			if !mine(fi) { // its owner could open it with chmod
@@ -374,13 +375,14 @@ func viewPrivate(steps []planStep, vis map[string]mountEntry, f *finder, pr *pri
 			pr.Places = append(pr.Places, pl)
 			continue
 		}
-		if !pl.alias && !pl.symlink {
+		if !pl.alias && (pl.dir || pl.file) {
 			pl.Roots = opened(pl.Path)
 		}
 		if pl.link != "" && len(opened(pl.link)) > 0 {
 			continue // it leads to what a grant opens a little
 		}
 		base, at := baseStep(steps, pl.Path)
+		isOver := slices.Contains(over, pl.Path) // an earlier session had a grant: the layer stays where it is
 		switch {
 		case base.Kind == stepMask:
 			continue
@@ -390,7 +392,7 @@ func viewPrivate(steps []planStep, vis map[string]mountEntry, f *finder, pr *pri
 				continue
 			}
 			veils = append(veils, planStep{Kind: stepMask, Path: pl.Path, Why: privateReason})
-		case at || len(pl.Roots) > 0 && pl.dir:
+		case at || isOver || len(pl.Roots) > 0 && pl.dir:
 			pl.How = privVeil
 			steps = slices.DeleteFunc(steps, func(s planStep) bool { return under(s.Path, pl.Path) && s.Why != hideReason })
 			veils = append(veils, planStep{Kind: stepVeil, Path: pl.Path, Over: !at, Roots: pl.Roots, ReadOnly: base.ReadOnly})

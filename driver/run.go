@@ -49,7 +49,10 @@ type Options struct {
 	// CaptureLimit how many bytes of the latest are kept.
 	Capture      string
 	CaptureLimit int64
-	// Notice is told what the person who runs the box should know before it starts. May be nil.
+	// Throwaway says that the box is removed after the session: nothing is recorded of its files.
+	Throwaway bool
+	// Notice is told what the person who runs the box should know before it starts, and what
+	// keeps it from ending. May be nil.
 	Notice func(string)
 	// Log is called with each operation, in order, from one goroutine. It owns what it
 	// gets only until it returns. While it blocks the box goes on until about 32,000
@@ -95,7 +98,9 @@ type run struct {
 	proc    *ownProc
 	ref     *os.File
 	joined  bool
-	s       *supervisor // nil until the box's init is ready
+	damaged bool              // the box's view is read-only
+	was     []*core.Operation // from outside, before the session began
+	s       *supervisor       // nil until the box's init is ready
 
 	mu        sync.Mutex
 	killed    bool
@@ -150,7 +155,7 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 	}
 	defer term.close()
 
-	if err := r.start(term); err != nil {
+	if err := r.start(ctx, term); err != nil {
 		return 125, err
 	}
 	defer sys.CloseFD(r.child.Pidfd)
@@ -182,6 +187,7 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 	defer sys.CloseFD(s.paths.root)
 	defer s.changed.close()
 	defer s.warden.close()
+	defer s.history.Close()
 	r.mu.Lock()
 	r.s = s
 	r.mu.Unlock()
@@ -194,7 +200,7 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 			return 125, err
 		}
 	}
-	r.ref, err = r.b.Register(layers.SessionRef{ID: o.Session.ID, Supervisor: os.Getpid(), Init: r.child.PID, Net: o.Session.Net})
+	r.ref, err = r.b.Register(layers.SessionRef{ID: o.Session.ID, Supervisor: os.Getpid(), Init: r.child.PID, Net: o.Session.Net, Damaged: r.damaged})
 	if err != nil {
 		return 125, err
 	}
@@ -206,6 +212,10 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 
 	r.journal = s.journal
 	r.begin(m, s, term)
+	for _, op := range r.was {
+		r.journal.add(op)
+	}
+	r.was = nil
 	if r.noNet != "" && o.Notice != nil {
 		o.Notice("the box has no network: " + r.noNet + " (" + networkHint(r.noNet) + ")")
 	}
@@ -249,6 +259,7 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 	end := <-ended
 	watch.close()
 	term.finish()
+	lerr := r.leave(context.WithoutCancel(ctx))
 
 	switch {
 	case end.Op == "failed":
@@ -282,6 +293,9 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 		return 125, fmt.Errorf("write the log: %w", jerr)
 	}
 	<-failed
+	if err == nil && lerr != nil {
+		return 125, lerr
+	}
 	return code, err
 }
 
@@ -343,10 +357,21 @@ func waitText(ws syscall.WaitStatus) string {
 
 // start makes the stage: in new namespaces, or in those of the box when a session
 // already runs in it.
-func (r *run) start(term *terminal) error {
+func (r *run) start(ctx context.Context, term *terminal) error {
 	refs, err := r.b.Running()
 	if err != nil {
 		return err
+	}
+	for _, ref := range refs {
+		r.damaged = r.damaged || ref.Damaged
+	}
+	if len(refs) == 0 {
+		if err := r.b.FinishRollback(); err != nil {
+			return err
+		}
+		if err := r.inspect(ctx); err != nil {
+			return err
+		}
 	}
 	if err := r.plan(); err != nil {
 		return err
@@ -390,6 +415,7 @@ func (r *run) start(term *terminal) error {
 				exe.Close()
 			}
 			r.joined = err == nil
+			r.damaged = r.joined && ref.Damaged
 		}
 		for _, fd := range fds {
 			syscall.Close(fd)
@@ -398,7 +424,11 @@ func (r *run) start(term *terminal) error {
 			break
 		}
 	}
-	if !r.joined {
+	if !r.joined && r.damaged {
+		if err = r.salvage(&cfg); err == nil {
+			r.child, err = r.spawn(argv, env, files)
+		}
+	} else if !r.joined {
 		var large []string
 		if r.layers, large, err = r.b.prepare(r.steps, r.o.Hide); err == nil {
 			cfg.Large = large
@@ -414,16 +444,14 @@ func (r *run) start(term *terminal) error {
 			}
 		}
 		if err == nil {
-			ns := sys.AllNS
-			if r.o.Session.Net == core.NetHost {
-				ns &^= sys.NewNet
-			}
-			r.child, err = sys.SpawnIn(sys.SelfExe(), argv, env, files, ns)
-			err = spawnHint(err)
+			r.child, err = r.spawn(argv, env, files)
 		}
+	} else if r.damaged {
+		r.layers = r.b.Salvage()
+		sortLayers(r.layers)
 	} else if r.layers, err = r.b.Layers(); err == nil {
 		err = r.joinPrivate()
-		sort.SliceStable(r.layers, func(i, j int) bool { return len(r.layers[i].Path) > len(r.layers[j].Path) })
+		sortLayers(r.layers)
 	}
 	if err != nil {
 		control.Close()
@@ -438,6 +466,16 @@ func (r *run) start(term *terminal) error {
 		cfgW.Close()
 	}()
 	return nil
+}
+
+// spawn makes the stage in namespaces of its own.
+func (r *run) spawn(argv, env []string, files []*os.File) (sys.Child, error) {
+	ns := sys.AllNS
+	if r.o.Session.Net == core.NetHost {
+		ns &^= sys.NewNet
+	}
+	c, err := sys.SpawnIn(sys.SelfExe(), argv, env, files, ns)
+	return c, spawnHint(err)
 }
 
 // spawnHint says what to do about a kernel that makes no user namespaces.
@@ -476,6 +514,9 @@ func (r *run) plan() error {
 		return err
 	}
 	ls, err := r.b.Layers()
+	if r.damaged {
+		ls, err = r.b.Salvage(), nil
+	}
 	if err != nil {
 		return err
 	}
@@ -583,7 +624,7 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("take the filter's listener: %w", err)
 	}
-	s := &supervisor{hide: hiddenPaths(r.steps), hostNet: r.o.Session.Net == core.NetHost, ports: r.o.Guarded, sockets: socketsOf(r.o.Env), moving: make(chan struct{}, 1)}
+	s := &supervisor{hide: hiddenPaths(r.steps), hostNet: r.o.Session.Net == core.NetHost, ports: r.o.Guarded, sockets: socketsOf(r.o.Env), settings: settingsOf(r.o.Env), moving: make(chan struct{}, 1)}
 	if daemon := busDaemon(); daemon != "" && r.o.Policy.Decide(core.IPCDBus).Verdict == core.Redirected {
 		s.bus = &sessionBus{path: busPath(), start: func() error {
 			return send(r.control, stageMsg{Op: "spawn", Argv: busCommand(daemon, busPath())})
@@ -592,6 +633,7 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 	if ready.Landlock != nil {
 		s.wall = *ready.Landlock
 	}
+	s.damaged = r.damaged
 	s.policy.Store(r.o.Policy)
 	s.l, s.sync = sys.NewListener(fd)
 	r.noNet = ready.NoNet
@@ -606,6 +648,14 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 		return nil, err
 	}
 	s.warden = r.newWarden(ready.Clones)
+	s.changed.forget = func() {
+		if err := r.b.ForgetManifest(); err != nil {
+			r.kill("the record of the box's files cannot be taken away: " + err.Error())
+		}
+	}
+	if s.history, err = openHistory(r.b, r.layers, &r.o); err != nil {
+		return nil, err
+	}
 	s.journal = newJournal(r.o.Session, r.o.Log)
 	s.performer = newPerformer(s.l, s.journal.add)
 	if s.procs, err = newProcesses(r.child.PID, s.journal.add); err != nil {

@@ -103,6 +103,7 @@ type stageBind struct{ From, To string }
 type stageMount struct {
 	planStep
 	Lower, Upper, Work string
+	Lowers             []string // of a read-only view: what is laid over one another, the uppermost first
 }
 
 // stageName is what the re-exec'd child is called, by which it knows what it is.
@@ -624,8 +625,12 @@ func (s *stage) mount(m stageMount) error {
 		m.Why = err.Error()
 		fallthrough // what cannot be overlaid is not passed
 	case stepMask:
-		if _, err := os.Lstat(target); errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		there, err := os.Lstat(target)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 			return nil // not in the box's view
+		}
+		if err == nil && m.Why == privateReason && there.Mode()&fs.ModeSymlink != 0 {
+			return nil // where a real one leads is masked itself; any other is the box's
 		}
 		s.masked = append(s.masked, m.Path+" ("+m.Why+")")
 		if fi, err := os.Stat(target); err == nil && !fi.IsDir() {
@@ -647,8 +652,12 @@ func canReach(dir string) bool { _, err := os.Lstat(dir); return err == nil }
 // mountOverlay mounts one overlay. Its directories are named by descriptor, which
 // spares the escaping of ':' and ',' in mount options and their limit of a page.
 func mountOverlay(m stageMount, target string) error {
-	var fds [3]int
-	for i, d := range []string{m.Lower, m.Upper, m.Work} {
+	dirs := m.Lowers
+	if dirs == nil {
+		dirs = []string{m.Lower, m.Upper, m.Work}
+	}
+	fds := make([]int, len(dirs))
+	for i, d := range dirs {
 		fd, err := sys.OpenPath(-1, d, syscall.O_DIRECTORY)
 		if err != nil {
 			return fmt.Errorf("open %s: %w", d, err)
@@ -661,6 +670,14 @@ func mountOverlay(m stageMount, target string) error {
 	flags := sys.NoDev | sys.NoSuid
 	if m.ReadOnly {
 		flags |= sys.RdOnly
+	}
+	if m.Lowers != nil {
+		// Without an upper layer nothing can be written, by the kernel neither.
+		var lower []string
+		for _, fd := range fds {
+			lower = append(lower, "/proc/self/fd/"+strconv.Itoa(fd))
+		}
+		return sys.Mount("box", target, "overlay", flags, "lowerdir="+strings.Join(lower, ":")+",userxattr")
 	}
 	opts := fmt.Sprintf("lowerdir=/proc/self/fd/%d,upperdir=/proc/self/fd/%d,workdir=/proc/self/fd/%d,userxattr", fds[0], fds[1], fds[2])
 	return sys.Mount("box", target, "overlay", flags, opts)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/driver/layers"
 	"github.com/sandglass/sandglass/driver/network"
 	"github.com/sandglass/sandglass/driver/sys"
 )
@@ -160,14 +161,17 @@ type supervisor struct {
 	procs     *processes
 	paths     *resolver
 	changed   *changed
+	history   *layers.History             // nil: what the box changes is not kept
 	policy    atomic.Pointer[core.Policy] // never changed in place: a grant may be given or taken back while the session runs
 	hide      []string
 	steps     []planStep // longest path first: what kind of place a path is on
 	hostNet   bool       // the network is the caller's
+	damaged   bool       // the box was damaged from outside, and its view is read-only
 	wall      secondWall
 	abstract  map[string]bool // names that the box bound on the caller's network
 	ports     func() []uint16
-	bus       *sessionBus             // nil: the box has none
+	bus       *sessionBus // nil: the box has none
+	settings  settingsFiles
 	sockets   map[string]core.Surface // that the caller's environment points at
 	limits    limiter
 	outside   *outside
@@ -194,6 +198,8 @@ type answer struct {
 	do    func() performed   // instead of the kernel, on another goroutine; ops[0] is what is logged
 	// dropped gives back what do holds, when it is not done
 	dropped func()
+	// must: do is done at once when too much is being done already, and the box waits
+	must bool
 }
 
 // serve answers calls until no process of the session is left.
@@ -233,6 +239,10 @@ func (s *supervisor) serve() {
 			op := a.ops[0]
 			s.sign(op)
 			if s.performer.begin(n.ID, op, a.do) {
+				continue
+			}
+			if a.must {
+				s.performer.now(n.ID, op, a.do)
 				continue
 			}
 			if a.dropped != nil {
@@ -695,8 +705,10 @@ func (s *supervisor) write(act core.Action, p place, p2 *place, d core.Detail) a
 		if x == nil {
 			continue
 		}
-		if a, ok := s.privateWrite(act, *x, d); ok {
-			return a
+		if x != p2 || act != core.ActRename { // what is renamed onto is replaced
+			if a, ok := s.privateWrite(act, *x, d); ok {
+				return a
+			}
 		}
 		switch s.spotOf(*x) {
 		case onHidden:
@@ -718,13 +730,28 @@ func (s *supervisor) write(act core.Action, p place, p2 *place, d core.Detail) a
 			rule = "own view"
 		}
 	}
-	if dec := s.policy.Load().Decide(core.FilesWrite); dec.Verdict == core.Blocked {
-		return s.refuse(core.FilesWrite, act, p.path, dec.Rule, syscall.EACCES, d)
+	sf := core.FilesWrite
+	if rule == "overlay" {
+		for _, x := range []*place{&p, p2} { // where it goes to says more than where it comes from
+			if x != nil {
+				if set := s.settings.surface(x.path, s.exists); set != "" {
+					sf = set
+				}
+			}
+		}
+	}
+	if s.damaged && rule == "overlay" {
+		return s.refuse(sf, act, p.path, damagedRule, syscall.EROFS, d)
+	}
+	for _, needs := range []core.Surface{core.FilesWrite, sf} {
+		if dec := s.policy.Load().Decide(needs); dec.Verdict == core.Blocked {
+			return s.refuse(sf, act, p.path, dec.Rule, syscall.EACCES, d)
+		}
 	}
 	if rule == "overlay" && adds[act] && s.limits.full.Load() {
-		return s.refuse(core.FilesWrite, act, p.path, "limit box-size", syscall.EDQUOT, d)
+		return s.refuse(sf, act, p.path, "limit box-size", syscall.EDQUOT, d)
 	}
-	return answer{ops: [2]*core.Operation{{Surface: core.FilesWrite, Action: act, Target: p.path, Verdict: core.Redirected, Rule: rule, Detail: d}}}
+	return answer{ops: [2]*core.Operation{{Surface: sf, Action: act, Target: p.path, Verdict: core.Redirected, Rule: rule, Detail: d}}}
 }
 
 // unreadable is the answer for a call whose arguments the kernel will refuse as well:
@@ -766,7 +793,7 @@ func (s *supervisor) changePlace(act core.Action, p place, d core.Detail) answer
 			s.paths.changes(p.path, false)
 		}
 	}
-	return a
+	return s.keep(a, p, doing(act))
 }
 
 func (s *supervisor) changeFD(act core.Action, fd int32, d core.Detail) answer {
@@ -846,7 +873,7 @@ func (s *supervisor) rename(fd1 int32, a1 uint64, fd2 int32, a2 uint64, flags ui
 			return s.moveTree(from, to, flags, ans)
 		}
 	}
-	return ans
+	return s.keepRename(ans, from, to, act == core.ActExchange)
 }
 
 func (s *supervisor) hardlink(fd1 int32, a1 uint64, fd2 int32, a2 uint64, flags uint32) answer {
@@ -877,7 +904,10 @@ func (s *supervisor) hardlink(fd1 int32, a1 uint64, fd2 int32, a2 uint64, flags 
 		s.changed.mark(from.path) // linking copies it up
 		s.paths.changes(to.path, false)
 	}
-	return a
+	if s.keeps(&a, from) {
+		s.history.Touch(s.now, from.path, layers.Attributes)
+	}
+	return s.keep(a, to, layers.Comes)
 }
 
 // isFile says whether p, seen from the box's root, is a regular file.
@@ -946,7 +976,8 @@ func (s *supervisor) bind(addr, size uint64) answer {
 }
 
 func (s *supervisor) openat2() answer {
-	var how [24]byte // struct open_how: flags, mode, resolve
+	s.changed.touch() // how the file is opened is in memory, and may change after the look
+	var how [24]byte  // struct open_how: flags, mode, resolve
 	n, e := sys.ReadMem(int(s.n.TID), s.n.Args[2], how[:])
 	if e != 0 || n < len(how) {
 		return s.unreadable(core.FilesRead, core.ActRead, place{}, syscall.EFAULT)
@@ -1008,7 +1039,13 @@ func (s *supervisor) open(dirfd int32, addr uint64, flags uint32, inRoot bool) a
 			s.paths.changes(p.path, false)
 		}
 	}
-	return a
+	switch {
+	case flags&oTmpfile != 0, flags&oCreat == 0 && p.missing:
+		return a // it has no name yet, or there is nothing to open
+	case flags&(oCreat|oExcl) == oCreat|oExcl, flags&(oAccmode|oTrunc) == 0:
+		return s.keep(a, p, layers.Comes)
+	}
+	return s.keep(a, p, layers.Writes)
 }
 
 func openFlags(f uint32) string {

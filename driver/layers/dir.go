@@ -19,7 +19,9 @@ import (
 //	layers.json     which directory of the real tree has which layer
 //	layers/N/upper  what the box changed below that directory, as overlayfs keeps it
 //	layers/N/work   overlayfs's own
+//	layers/N/path   which directory that is, should layers.json be lost
 //	layers/N/frame  the bare frame of a directory with mount points further down
+//	manifest        what the upper layers were like when the last session had ended
 //	mnt             where the box's root is put together (empty outside the box)
 //	run/lock        held while the box's mounts are made
 //	commit/         the journal of a commit, and what is known of the last ones
@@ -91,6 +93,7 @@ type SessionRef struct {
 	Supervisor int            `json:"supervisor"` // PID
 	Init       int            `json:"init"`       // PID, outside
 	Net        core.Net       `json:"net"`
+	Damaged    bool           `json:"damaged,omitempty"` // the box's view is read-only
 }
 
 // Lock takes the box's lock; the caller closes the file to give it back.
