@@ -553,6 +553,17 @@ func TestSetIDBitsNeedForce(t *testing.T) {
 	}
 }
 
+func TestWhatRunsLaterIsWarnedOf(t *testing.T) {
+	p := newPair(t)
+	p.write(p.up, ".bashrc", "evil", 0o644)
+	p.write(p.up, "else", "text", 0o644)
+	r, err := p.commit()
+	p.check(err)
+	if len(r.Warnings) != 1 || !strings.HasSuffix(r.Warnings[0].Path, "/.bashrc") || !strings.Contains(r.Warnings[0].Why, core.Persists("/home/u/.bashrc")) {
+		t.Errorf("warnings %v", r.Warnings)
+	}
+}
+
 func TestSocketsStay(t *testing.T) {
 	p := newPair(t)
 	p.check(os.Mkdir(p.up+"/d", 0o755))
