@@ -11,5 +11,7 @@
 // it can change between two looks.
 //
 //	dir.go       the folder: layers, locks, who runs in it
+//	manifest.go  what the layers were like at the last stop, and what differs
+//	damage.go    a folder that was damaged from outside, and its repair
 //	changes.go   how the box differs from the real system
 package layers
