@@ -127,6 +127,7 @@ func (o *runOptions) plan(h Home, command []string, now time.Time) (*session, er
 	switch b, err := h.Box(s.Box); {
 	case errors.Is(err, core.ErrNotFound):
 		fresh = true
+	case errors.Is(err, errBoxFile):
 	case err != nil:
 		return nil, err
 	case policy == "":
@@ -378,7 +379,8 @@ func (s *session) record(p *printer, h Home, natsURL string, serve bool) error {
 		ctx := context.Background() // signals are the command's; the driver passes them on
 		code, err = driver.Run(ctx, driver.Options{
 			Capture: capture, CaptureLimit: s.capture, Notice: func(text string) { p.Note("%s", text) },
-			BoxDir: h.box(s.Box), Hide: []string{string(h)}, Session: s.Session, Policy: s.policy, Dir: s.dir,
+			Throwaway: s.rm,
+			BoxDir:    h.box(s.Box), Hide: []string{string(h)}, Session: s.Session, Policy: s.policy, Dir: s.dir,
 			Env: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 			Guarded: h.ports, Log: log.Observer(ctx, full.held), Ended: log.Ending,
 		})

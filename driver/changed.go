@@ -154,7 +154,9 @@ func (c *changed) has(h uint64) bool {
 
 // mark notes that the box is about to change p, and with it the directory it is in.
 func (c *changed) mark(p string) {
-	c.touch()
+	if top, _, _ := strings.Cut(strings.TrimPrefix(p, "/"), "/"); !ownPlaces["/"+top] { // those are in no layer
+		c.touch()
+	}
 	c.set(hashPath(p))
 	c.set(hashPath(path.Dir(p)))
 }

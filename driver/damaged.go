@@ -119,14 +119,16 @@ func (r *run) leave(ctx context.Context) error {
 	return nil
 }
 
-// salvage makes the layers of a damaged box's read-only view: nothing is written into what was
-// damaged. Frames are made anew in a folder of their own.
+// salvage makes ready the layers of a damaged box's read-only view. Nothing is written into what
+// was damaged: frames, overlayfs's own folders and what stands for a layer that is lost are made in
+// run/scratch. (Lower layers alone would do, but the kernel refuses two of which one is in the
+// other: fs/overlayfs/super.c, ovl_check_overlapping_layers.)
 func (r *run) salvage(cfg *stageConfig) error {
-	empty, frames := r.b.At("run", "empty"), r.b.At("run", "frames")
-	if err := layers.RemoveTree(frames); err != nil {
+	scratch := r.b.At("run", "scratch")
+	if err := layers.RemoveTree(scratch); err != nil {
 		return err
 	}
-	for _, d := range []string{r.b.At("layers"), r.b.At("mnt"), empty, frames} {
+	for _, d := range []string{r.b.At("mnt"), scratch} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return err
 		}
@@ -143,20 +145,23 @@ func (r *run) salvage(cfg *stageConfig) error {
 			continue // masked below, as all private places
 		}
 		if s.Kind == stepOverlay || s.Kind == stepFrame {
-			real := s.Path
+			own := filepath.Join(scratch, strconv.Itoa(i))
+			m.Lower, m.Upper, m.Work, m.ReadOnly = s.Path, filepath.Join(own, "upper"), filepath.Join(own, "work"), true
+			if err := os.MkdirAll(m.Work, 0o700); err != nil {
+				return err
+			}
+			if l, ok := byPath[s.Path]; ok {
+				m.Upper = r.b.Upper(l)
+			} else if err := makeLike(s.Path, m.Upper); err != nil {
+				return err
+			}
 			if s.Kind == stepFrame {
-				real = filepath.Join(frames, strconv.Itoa(i))
-				large, err := makeFrame(real, s)
+				m.Lower = filepath.Join(own, "frame")
+				large, err := makeFrame(m.Lower, s)
 				if err != nil {
 					return err
 				}
 				cfg.Large = append(cfg.Large, large...)
-			}
-			m.Lower, m.ReadOnly = real, true
-			if l, ok := byPath[s.Path]; ok {
-				m.Lowers = []string{r.b.Upper(l), real}
-			} else {
-				m.Lowers = []string{real, empty}
 			}
 		}
 		m.Points = nil
@@ -167,4 +172,13 @@ func (r *run) salvage(cfg *stageConfig) error {
 		cfg.Steps = append(cfg.Steps, stageMount{planStep: planStep{Kind: stepMask, Path: r.private.Places[i].Path, Why: privateReason}})
 	}
 	return nil
+}
+
+// knew says whether a process that has ended may have been of the box.
+func (r *run) knew(tgid int) bool {
+	if r.joined || r.o.Session.Observe != core.ObserveFull || r.s.procs.knew(tgid) {
+		return true
+	}
+	refs, err := r.b.Running()
+	return err != nil || len(refs) > 1
 }

@@ -169,11 +169,11 @@ func TestASessionThatTouchesNothingLeavesTheManifest(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.sh("cat /etc/passwd >/dev/null")
-	if after, err := os.Stat(m); err != nil || !os.SameFile(before, after) {
+	if after, err := os.Stat(m); err != nil || !before.ModTime().Equal(after.ModTime()) {
 		t.Errorf("the manifest is written anew: %v", err)
 	}
 	l.sh("cat file")
-	if after, err := os.Stat(m); err != nil || os.SameFile(before, after) {
+	if after, err := os.Stat(m); err != nil || before.ModTime().Equal(after.ModTime()) {
 		t.Errorf("the manifest is the old one: %v", err)
 	}
 }
@@ -235,20 +235,20 @@ func TestADamagedBoxIsOpenedReadOnly(t *testing.T) {
 			return os.WriteFile(b.At("layers.json"), []byte("{"), 0o600)
 		}, "layers.json", "box\n"},
 		{"layers.json is gone", func(_ *lab, b layers.Dir, _ layers.Layer) error { return os.Remove(b.At("layers.json")) }, "layers.json", "box\n"},
-		{"an upper layer is gone", func(l *lab, b layers.Dir, at layers.Layer) error { return layers.RemoveTree(b.Upper(at)) }, "upper", "real"},
+		{"an upper layer is gone", func(l *lab, b layers.Dir, at layers.Layer) error { return layers.RemoveTree(b.Upper(at)) }, "upper", "real\n"},
 		{"an upper layer is a link", func(l *lab, b layers.Dir, at layers.Layer) error {
 			if err := os.Rename(b.Upper(at), b.Upper(at)+"2"); err != nil {
 				return err
 			}
 			return os.Symlink(l.home, b.Upper(at))
-		}, "not a directory", "real"},
+		}, "not a directory", "real\n"},
 		{"a layer is a link", func(l *lab, b layers.Dir, at layers.Layer) error {
 			p := b.At("layers", at.Dir)
 			if err := os.Rename(p, p+"x"); err != nil {
 				return err
 			}
 			return os.Symlink(p+"x", p)
-		}, "not a directory", "real"},
+		}, "not a directory", "real\n"},
 		{"the work folder is gone", func(_ *lab, b layers.Dir, at layers.Layer) error { return layers.RemoveTree(b.Work(at)) }, "work", "box\n"},
 		{"the folder is open to others", func(_ *lab, b layers.Dir, _ layers.Layer) error { return os.Chmod(string(b), 0o755) }, "mode 0755", "box\n"},
 		{"the layers are open to others", func(_ *lab, b layers.Dir, _ layers.Layer) error { return os.Chmod(b.At("layers"), 0o711) }, "mode 0711", "box\n"},
@@ -260,7 +260,7 @@ func TestADamagedBoxIsOpenedReadOnly(t *testing.T) {
 		}, "user.overlay.redirect", "box\n"},
 		{"a forged metacopy", func(l *lab, _ layers.Dir, _ layers.Layer) error {
 			return unix.Lsetxattr(l.held("b", "file"), "user.overlay.metacopy", nil, 0)
-		}, "user.overlay.metacopy", "box\n"},
+		}, "user.overlay.metacopy", ""}, // which the kernel refuses by itself,
 		{"a forged attribute, and no manifest to compare with", func(l *lab, b layers.Dir, _ layers.Layer) error {
 			return errors.Join(b.ForgetManifest(), unix.Lsetxattr(l.held("b", "dir"), "user.overlay.opaque", []byte("maybe"), 0))
 		}, "user.overlay.opaque", "box\n"},
@@ -279,7 +279,7 @@ func TestADamagedBoxIsOpenedReadOnly(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := newLab(t)
-			l.write("file", "real")
+			l.write("file", "real\n")
 			l.sh("echo box > file; mkdir dir")
 			b := layers.Dir(l.boxDir("b"))
 			if d := b.Damage(); d != nil {

@@ -37,6 +37,8 @@
 //	watch.go     what a session uses, a few times a second
 //	inside.go    the session's own /proc, read from outside
 //	outside.go   what others of the machine do to the box
+//	damaged.go   what was done to a box's files while it did not run
+//	intrude.go   who reaches into them while it does
 //	control.go   freeze, thaw, kill, another policy: orders to a running session
 //	question.go  what waits for a person's answer
 //	terminal.go  the pty between the caller's terminal and the box's

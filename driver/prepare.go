@@ -88,9 +88,6 @@ func sortLayers(ls []layers.Layer) {
 // makeLayer makes the folders of a new layer. What an earlier layer of a directory
 // above already holds of it moves over: a mount point has appeared below that directory.
 func (b boxDir) makeLayer(l *layers.Layer, older []layers.Layer) error {
-	if err := b.ForgetManifest(); err != nil {
-		return err
-	}
 	for _, d := range []string{b.At("layers", l.Dir), b.Work(*l)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return err
@@ -103,6 +100,9 @@ func (b boxDir) makeLayer(l *layers.Layer, older []layers.Layer) error {
 		if o.Path != l.Path && under(l.Path, o.Path) {
 			rel := strings.TrimPrefix(strings.TrimPrefix(l.Path, o.Path), "/")
 			if held, ok := folderIn(b.Upper(o), rel); ok {
+				if err := b.ForgetManifest(); err != nil {
+					return err
+				}
 				if err := os.Rename(held, b.Upper(*l)); err != nil {
 					return err
 				}

@@ -14,6 +14,9 @@ import (
 	"github.com/sandglass/sandglass/driver/sys"
 )
 
+// maxLate is how many processes that have ended are remembered.
+const maxLate = 1 << 14
+
 // proc is one process of the box.
 type proc struct {
 	tgid  int // outside
@@ -43,6 +46,7 @@ type processes struct {
 	mu     sync.Mutex
 	byTID  map[uint32]*proc
 	byPID  map[int]*proc // by thread group id, outside
+	late   map[int]bool  // thread group ids of those that have ended, of late
 	byFD   map[int]*proc // by pidfd
 	used   map[int]int   // by pid in the box: how often it was used before
 	poller *sys.Poller
@@ -200,6 +204,10 @@ func (t *processes) forget(p *proc) {
 	}
 	if t.byPID[p.tgid] == p {
 		delete(t.byPID, p.tgid)
+		if t.late == nil || len(t.late) >= maxLate {
+			t.late = map[int]bool{}
+		}
+		t.late[p.tgid] = true
 	}
 	t.unwatch(p)
 	if p.dir > 0 {
@@ -394,4 +402,11 @@ func atoi(b []byte) int {
 		return 0
 	}
 	return n
+}
+
+// knew says whether a process that may have ended was one of the session's.
+func (t *processes) knew(tgid int) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.byPID[tgid] != nil || t.late[tgid]
 }

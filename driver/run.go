@@ -86,21 +86,22 @@ func Run(ctx context.Context, o Options) (code int, err error) {
 }
 
 type run struct {
-	o       Options
-	b       boxDir
-	private private  // what is hidden in the box's view, and for whom it is not
-	veils   []string // whiteouts that are to be there
-	steps   []planStep
-	layers  []layers.Layer
-	child   sys.Child
-	control *os.File
-	journal *journal
-	proc    *ownProc
-	ref     *os.File
-	joined  bool
-	damaged bool              // the box's view is read-only
-	was     []*core.Operation // from outside, before the session began
-	s       *supervisor       // nil until the box's init is ready
+	o         Options
+	b         boxDir
+	private   private  // what is hidden in the box's view, and for whom it is not
+	veils     []string // whiteouts that are to be there
+	steps     []planStep
+	layers    []layers.Layer
+	child     sys.Child
+	control   *os.File
+	journal   *journal
+	proc      *ownProc
+	ref       *os.File
+	joined    bool
+	damaged   bool // the box's view is read-only
+	intruders *intruders
+	was       []*core.Operation // from outside, before the session began
+	s         *supervisor       // nil until the box's init is ready
 
 	mu        sync.Mutex
 	killed    bool
@@ -220,9 +221,13 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 		o.Notice("the box has no network: " + r.noNet + " (" + networkHint(r.noNet) + ")")
 	}
 	watch := r.watch()
+	if !r.damaged {
+		r.intruders = watchIntruders(r.b, r.layers, r.child.PID, r.knew, r.later)
+	}
 	remote, err := r.remote()
 	if err != nil {
 		watch.close()
+		r.intruders.close()
 		return 125, err
 	}
 	ended := make(chan stageMsg, 1)
@@ -259,6 +264,7 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 	end := <-ended
 	watch.close()
 	term.finish()
+	r.intruders.close()
 	lerr := r.leave(context.WithoutCancel(ctx))
 
 	switch {

@@ -105,7 +105,6 @@ type stageBind struct{ From, To string }
 type stageMount struct {
 	planStep
 	Lower, Upper, Work string
-	Lowers             []string // of a read-only view: what is laid over one another, the uppermost first
 }
 
 // stageName is what the re-exec'd child is called, by which it knows what it is.
@@ -672,12 +671,8 @@ func canReach(dir string) bool { _, err := os.Lstat(dir); return err == nil }
 // mountOverlay mounts one overlay. Its directories are named by descriptor, which
 // spares the escaping of ':' and ',' in mount options and their limit of a page.
 func mountOverlay(m stageMount, target string) error {
-	dirs := m.Lowers
-	if dirs == nil {
-		dirs = []string{m.Lower, m.Upper, m.Work}
-	}
-	fds := make([]int, len(dirs))
-	for i, d := range dirs {
+	var fds [3]int
+	for i, d := range []string{m.Lower, m.Upper, m.Work} {
 		fd, err := sys.OpenPath(-1, d, syscall.O_DIRECTORY)
 		if err != nil {
 			return fmt.Errorf("open %s: %w", d, err)
@@ -690,14 +685,6 @@ func mountOverlay(m stageMount, target string) error {
 	flags := sys.NoDev | sys.NoSuid
 	if m.ReadOnly {
 		flags |= sys.RdOnly
-	}
-	if m.Lowers != nil {
-		// Without an upper layer nothing can be written, by the kernel neither.
-		var lower []string
-		for _, fd := range fds {
-			lower = append(lower, "/proc/self/fd/"+strconv.Itoa(fd))
-		}
-		return sys.Mount("box", target, "overlay", flags, "lowerdir="+strings.Join(lower, ":")+",userxattr")
 	}
 	opts := fmt.Sprintf("lowerdir=/proc/self/fd/%d,upperdir=/proc/self/fd/%d,workdir=/proc/self/fd/%d,userxattr", fds[0], fds[1], fds[2])
 	return sys.Mount("box", target, "overlay", flags, opts)

@@ -132,7 +132,7 @@ func (b Dir) inspectFolders(d *findings) (whole []Layer) {
 	if _, err := b.Masks(); err != nil {
 		d.add("%v", err)
 	}
-	ls, err := b.Layers()
+	ls, err := b.wholeLayers()
 	if err != nil {
 		d.add("%v", err)
 		if ls, err = b.rebuiltLayers(); err != nil {
@@ -153,6 +153,18 @@ func (b Dir) inspectFolders(d *findings) (whole []Layer) {
 		}
 	}
 	return whole
+}
+
+// wholeLayers is [Dir.Layers], which takes a record that is lost for one that never was: a box
+// that has run has one.
+func (b Dir) wholeLayers() ([]Layer, error) {
+	ls, err := b.Layers()
+	if err == nil && ls == nil {
+		if _, err := os.Lstat(b.At("run", "changed")); err == nil {
+			return nil, &fs.PathError{Op: "read", Path: b.At("layers.json"), Err: fs.ErrNotExist}
+		}
+	}
+	return ls, err
 }
 
 // inspectLayer says whether a layer's files can be looked at.
@@ -190,7 +202,7 @@ func (b Dir) inspectHeld(ctx context.Context, ls []Layer, d *findings, f func(Ou
 		}
 		return nil
 	}
-	return b.compare(ctx, func(c *OutsideChange, is *kept) error {
+	return b.compare(ctx, ls, func(c *OutsideChange, is *kept) error {
 		if is != nil && c.What != "read" {
 			b.inspectFile(is, ls, d)
 		}
@@ -398,7 +410,7 @@ func (b Dir) repairFolder(p string, did func(string)) error {
 }
 
 func (b Dir) repairLayers(did func(string)) error {
-	ls, err := b.Layers()
+	ls, err := b.wholeLayers()
 	if err != nil {
 		if ls, err = b.rebuiltLayers(); err != nil {
 			return core.Hint(&DamageError{Found: []string{b.At("layers.json") + " cannot be read, nor made anew"}}, "its files are in layers/*/upper")

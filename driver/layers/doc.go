@@ -11,6 +11,8 @@
 // it can change between two looks.
 //
 //	dir.go       the folder: layers, locks, who runs in it
+//	manifest.go  what the layers were like at the last stop, and what differs
+//	damage.go    a folder that was damaged from outside, and its repair
 //	changes.go   how the box differs from the real system
 //	commit.go    a commit: what there is to do, and what stands in the way
 //	choice.go    which changes it is about, and what it leaves in the layers

@@ -223,11 +223,15 @@ func pathOf(key string, ls []Layer) string {
 // box's last session ended. Nothing is said of a box that runs, or whose last session did not
 // come to its end. The error of f ends it; [ErrManifest] says that nothing can be told.
 func (b Dir) CompareManifest(ctx context.Context, f func(OutsideChange) error) error {
-	return b.compare(ctx, func(c *OutsideChange, _ *kept) error { return f(*c) })
+	ls, err := b.Layers()
+	if err != nil {
+		return err
+	}
+	return b.compare(ctx, ls, func(c *OutsideChange, _ *kept) error { return f(*c) })
 }
 
 // compare is CompareManifest; is is what there is now, nil when nothing is.
-func (b Dir) compare(ctx context.Context, f func(c *OutsideChange, is *kept) error) error {
+func (b Dir) compare(ctx context.Context, ls []Layer, f func(c *OutsideChange, is *kept) error) error {
 	m, err := os.OpenFile(b.At(manifestName), os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -236,10 +240,6 @@ func (b Dir) compare(ctx context.Context, f func(c *OutsideChange, is *kept) err
 		return err
 	}
 	defer m.Close()
-	ls, err := b.Layers()
-	if err != nil {
-		return err
-	}
 	size, err := checkManifest(m)
 	if err != nil {
 		return err
@@ -339,6 +339,10 @@ func (c *comparison) entry(key string) {
 func (c *comparison) added(is *kept) error {
 	if err := c.dirs(is.key); err != nil || inTree(is.key, c.skip) {
 		return err
+	}
+	if !strings.Contains(is.key, "/") {
+		c.skip = is.key // a layer that is new: a mount point has appeared
+		return nil
 	}
 	c.entry(is.key)
 	return c.say("added", is.key, is.ctime, is)
