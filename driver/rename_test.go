@@ -323,6 +323,12 @@ func moveInAllWays() {
 	has("mine/of-e", "e")
 	rename("f", "mine/f", 0, nil)
 	has("mine/f/of-f", "f")
+	// A real directory that the box has replaced by a file.
+	must(os.RemoveAll("empty2"))
+	must(os.WriteFile("empty2", []byte("2"), 0o644))
+	rename("empty2", "b", sys.RenameExchange, nil)
+	has("b", "2")
+	rename("empty2", "b", sys.RenameExchange, nil)
 	// By descriptor, and what is in a directory that moves with it.
 	dir, err := os.Open("mine")
 	must(err)
