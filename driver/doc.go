@@ -30,6 +30,7 @@
 //	device.go    devices, and the terminal's ioctls
 //	bus.go       the box's own session bus
 //	perform.go   what the supervisor does for the box: a granted connection, a device
+//	rename.go    renames of directories of the real tree, which the overlay refuses
 //	resolve.go   which file a call names, as the kernel would find it
 //	process.go   which process asks; birth and death
 //	changed.go   what the box itself has changed

@@ -44,25 +44,46 @@ const (
 
 // findEntry resolves a path argument that names an entry of a directory, as rename(2) does:
 // a link in the last place is that entry, also with a slash behind it. plain is false for
-// what the kernel had better see itself: "..", or two that are exchanged with a slash behind.
-func (s *supervisor) findEntry(dirfd int32, addr uint64, flags uint32) (p place, plain bool, e syscall.Errno) {
+// what the kernel had better see itself: "." and "..", and what is not there.
+func (s *supervisor) findEntry(dirfd int32, addr uint64) (p place, plain bool, slash string, e syscall.Errno) {
 	rel, e := s.cstring(addr)
 	if e != 0 {
-		return place{path: rel}, false, e
+		return place{path: rel}, false, "", e
 	}
 	name := strings.TrimRight(rel, "/")
 	if last := name[strings.LastIndexByte(name, '/')+1:]; last != "" && last != "." && last != ".." {
-		plain = name == rel || flags&sys.RenameExchange == 0
+		plain = !turnsBack(name)
+		if name != rel {
+			slash = "/"
+		}
 		rel = name
 	}
 	p, e = s.walk(dirfd, rel, false, false)
-	return p, plain, e
+	return p, plain && !p.missing && !p.loop, slash, e
+}
+
+// turnsBack says whether a path goes up from something that it went down to: whether that
+// was a directory the resolver does not ask.
+func turnsBack(p string) bool {
+	down := false
+	for name := range strings.SplitSeq(p, "/") {
+		switch name {
+		case "", ".":
+		case "..":
+			if down {
+				return true
+			}
+		default:
+			down = true
+		}
+	}
+	return false
 }
 
 // moveTree answers a rename. Where one of the two may be a directory of the real tree it is
 // performed; else the kernel does it, as a has it.
-func (s *supervisor) moveTree(from, to place, flags uint32, a answer) answer {
-	m := &mover{from: from.path, to: to.path, flags: flags, fromReal: s.isRealDir(from), toReal: flags&sys.RenameExchange != 0 && s.isRealDir(to),
+func (s *supervisor) moveTree(from, to place, slashes [2]string, flags uint32, a answer) answer {
+	m := &mover{from: from.path, to: to.path, slashes: slashes, flags: flags, fromReal: s.isRealDir(from), toReal: flags&sys.RenameExchange != 0 && s.isRealDir(to),
 		root: s.paths.root, changed: s.changed, full: s.limits.full, over: s.performer.done, began: s.now}
 	if !m.fromReal && !m.toReal || flags&^(sys.RenameExchange|sys.RenameNoreplace) != 0 || s.p.init {
 		return a
@@ -97,6 +118,7 @@ func (s *supervisor) isRealDir(p place) bool {
 // mover moves one tree, on a thread of its own without capabilities.
 type mover struct {
 	from, to         string
+	slashes          [2]string // what stood behind them: "/", where only a directory was meant
 	flags            uint32
 	fromReal, toReal bool
 	root             int
@@ -146,7 +168,7 @@ func (m *mover) run(moving chan struct{}, d core.Detail) performed {
 	defer sys.CloseFD(dp)
 	// The kernel's own word first: it may be possible, and every other refusal is its to say.
 	sname, dname := path.Base(m.from), path.Base(m.to)
-	err = sys.Rename2(sp, sname, dp, dname, m.flags)
+	err = sys.Rename2(sp, sname+m.slashes[0], dp, dname+m.slashes[1], m.flags)
 	if err != syscall.EXDEV {
 		return performed{errno: errnoOf(err)}
 	}
@@ -212,17 +234,23 @@ func (m *mover) move(sp int, sname string, dp int, dname string) error {
 // exchange replaces each of the two that comes from the real tree by a copy of the box's
 // own in its place; then the kernel does the rest, in one step.
 func (m *mover) exchange(sp int, sname string, dp int, dname string) error {
-	if m.fromReal {
+	if m.fromReal && m.isDir(sp, sname) {
 		if err := m.adopt(sp, sname, m.from); err != nil {
 			return err
 		}
 	}
-	if m.toReal {
+	if m.toReal && m.isDir(dp, dname) {
 		if err := m.adopt(dp, dname, m.to); err != nil {
 			return err
 		}
 	}
-	return sys.Rename2(sp, sname, dp, dname, m.flags)
+	return sys.Rename2(sp, sname+m.slashes[0], dp, dname+m.slashes[1], m.flags)
+}
+
+// isDir says whether the box has a directory there, whatever is there outside.
+func (m *mover) isDir(dir int, name string) bool {
+	st, err := sys.StatxAt(dir, name)
+	return err == nil && st.Mode&syscall.S_IFMT == syscall.S_IFDIR
 }
 
 // adopt puts a copy in the place of a directory.

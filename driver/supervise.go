@@ -876,11 +876,11 @@ func (s *supervisor) rename(fd1 int32, a1 uint64, fd2 int32, a2 uint64, flags ui
 	if flags&exchange != 0 {
 		act = core.ActExchange
 	}
-	from, plain1, e := s.findEntry(fd1, a1, flags)
+	from, plain1, slash1, e := s.findEntry(fd1, a1)
 	if e != 0 {
 		return s.unreadable(core.FilesWrite, act, from, e)
 	}
-	to, plain2, e := s.findEntry(fd2, a2, flags)
+	to, plain2, slash2, e := s.findEntry(fd2, a2)
 	if e != 0 {
 		return s.unreadable(core.FilesWrite, act, to, e)
 	}
@@ -893,7 +893,7 @@ func (s *supervisor) rename(fd1 int32, a1 uint64, fd2 int32, a2 uint64, flags ui
 		}
 		s.paths.changes(from.path, true)
 		if plain1 && plain2 {
-			return s.moveTree(from, to, flags, ans)
+			return s.moveTree(from, to, [2]string{slash1, slash2}, flags, ans)
 		}
 	}
 	return s.keepRename(ans, from, to, act == core.ActExchange)
@@ -914,7 +914,7 @@ func (s *supervisor) hardlink(fd1 int32, a1 uint64, fd2 int32, a2 uint64, flags 
 	if e != 0 {
 		return s.unreadable(core.FilesWrite, core.ActLink, to, e)
 	}
-	if s.spotOf(from) == onOverlay && s.spotOf(to) == onOverlay && !s.changed.inUpper(from.path) && s.isFile(from.path) {
+	if s.spotOf(from) == onOverlay && s.spotOf(to) == onOverlay && !s.changed.inUpper(from.path) && !strings.HasSuffix(t, "/") && s.isFile(from.path) && s.isFree(to) {
 		// The overlay would copy the file up first and link the copy, which has another
 		// inode number than the one that the program may have seen (an unprivileged
 		// overlay keeps no index of inodes): git, for one, takes that for an attack and
@@ -937,6 +937,12 @@ func (s *supervisor) hardlink(fd1 int32, a1 uint64, fd2 int32, a2 uint64, flags 
 func (s *supervisor) isFile(p string) bool {
 	mode, _, err := sys.Lstat(s.paths.root, strings.TrimPrefix(p, "/"))
 	return err == nil && mode&syscall.S_IFMT == syscall.S_IFREG
+}
+
+// isFree says whether a file could be made at p; if not, the kernel says why.
+func (s *supervisor) isFree(p place) bool {
+	_, _, err := sys.Lstat(s.paths.root, strings.TrimPrefix(p.path, "/"))
+	return err == syscall.ENOENT && !p.missing && !p.loop
 }
 
 func (s *supervisor) symlink(text uint64, dirfd int32, addr uint64) answer {
