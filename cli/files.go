@@ -81,13 +81,8 @@ func (b *boxFiles) Open(ctx context.Context, path string, own bool, at time.Time
 	return f, nil
 }
 
-func (b *boxFiles) Xattrs(path string, own bool) map[string][]byte {
-	f, _, err := b.dir.Open(path, own)
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	return layers.Xattrs(fmt.Sprintf("/proc/self/fd/%d/.", f.Fd()))
+func (b *boxFiles) Xattrs(ctx context.Context, path string, own bool) map[string][]byte {
+	return b.dir.XattrsOf(ctx, path, own)
 }
 
 func (b *boxFiles) Patch(w io.Writer, path string, old, new io.Reader) error {

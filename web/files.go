@@ -34,7 +34,7 @@ type Files interface {
 	// Open opens the box's version of a regular file (own), or the real one.
 	Open(ctx context.Context, path string, own bool, at time.Time) (io.ReadCloser, error)
 	// Xattrs returns the extended attributes of the box's version, or of the real one.
-	Xattrs(path string, own bool) map[string][]byte
+	Xattrs(ctx context.Context, path string, own bool) map[string][]byte
 	// Patch writes how new differs from old as a unified diff.
 	Patch(w io.Writer, path string, old, new io.Reader) error
 	// Plan says what Commit or Discard would do with paths and all below them; with none,

@@ -227,7 +227,7 @@ func (h *holdings) Open(_ context.Context, p string, own bool, at time.Time) (io
 	return io.NopCloser(strings.NewReader(data)), err
 }
 
-func (h *holdings) Xattrs(p string, own bool) map[string][]byte {
+func (h *holdings) Xattrs(_ context.Context, p string, own bool) map[string][]byte {
 	unlock, _ := h.lock()
 	defer unlock()
 	m := h.real
