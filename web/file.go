@@ -111,7 +111,7 @@ func (s *site) readVersions(ctx context.Context, v *filesView) error {
 	if q == "" {
 		return nil
 	}
-	parsed, qerr := s.parseQuery("(" + q + " or " + string(query.Detail) + ".to:" + query.Quote(v.file.path) + ") detail.kept:*")
+	parsed, qerr := s.parseQuery("(" + q + " or " + string(query.Detail) + ".to:" + query.Quote(v.file.path) + ") detail.kept:* -detail.kept:no")
 	if qerr != nil {
 		return nil // twice the path is too long for a query
 	}
