@@ -391,3 +391,5 @@ func huge(n int) *holdings {
 	}
 	return h
 }
+
+var errTorn = errors.New("layers.json is torn")
