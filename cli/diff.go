@@ -258,4 +258,3 @@ func closeReader(r io.Reader) {
 		f.Close()
 	}
 }
-

@@ -79,7 +79,7 @@ var policyKeys = []policyKey{
 	{"surfaces", (*policyReader).surfaces}, {"shares", (*policyReader).shares},
 	{"connect", func(d *policyReader, n ast.Node) { d.list(n, "connect", d.p.Grant) }},
 	{"private", func(d *policyReader, n ast.Node) { d.list(n, "private", d.p.AddPrivate) }},
-	{"grants", func(d *policyReader, n ast.Node) { d.list(n, "grants", d.p.AddGrant) }},
+	{"grants", (*policyReader).grants},
 	{"network", (*policyReader).network}, {"limits", (*policyReader).limits}, {"versions", (*policyReader).versions},
 }
 
@@ -140,11 +140,6 @@ func (d *policyReader) read() {
 	}
 	if d.seen["name"] == nil {
 		d.checkName(nil, d.name)
-	}
-	if g := d.seen["grants"]; g != nil {
-		if err := d.p.CheckGrants(); err != nil {
-			d.wrong(g.GetToken(), err)
-		}
 	}
 }
 
@@ -386,6 +381,20 @@ func (d *policyReader) surfaces(n ast.Node) {
 			}
 		}
 	}
+}
+
+// grants reads who may read what is private, which is known by then.
+func (d *policyReader) grants(n ast.Node) {
+	d.list(n, "grants", func(t string) error {
+		g, err := ParseGrant(t)
+		if err != nil {
+			return err
+		}
+		if err := (&Policy{Private: d.p.Private, Grants: []Grant{g}}).CheckGrants(); err != nil {
+			return err // said at its place
+		}
+		return d.p.AddGrant(t)
+	})
 }
 
 func (d *policyReader) shares(n ast.Node) {

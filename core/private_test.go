@@ -55,7 +55,7 @@ func TestParsePolicyRefusesPrivate(t *testing.T) {
 		{"private: [/a/../b]", "not a clean path"},
 		{"private: ['/a/[']", "syntax error in pattern"},
 		{"private: ['!~/.shh']", `"~/.shh" is no private place`},
-		{"private: {a: b}", "file:1:10"},
+		{"private: {a: b}", "file:1:10: private is a mapping"},
 		{"grants: [~/.ssh from /usr/bin/ssh]", "it begins with allow, ask or block"},
 		{"grants: [allow ~/.ssh]", "`from` and the absolute path"},
 		{"grants: [allow ~/.ssh from ssh]", "the absolute path of a program"},

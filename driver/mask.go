@@ -25,7 +25,7 @@ const opaqueAttr = "user.overlay.opaque"
 
 // planPrivate puts the private places into the plan.
 func (r *run) planPrivate(vis map[string]mountEntry, over []string) error {
-	pr, f, err := findPrivate(r.o.Policy, r.o.Env)
+	pr, f, err := findPrivate(r.o.Policy, r.o.Env, sharesIn(vis))
 	if err != nil {
 		return err
 	}
@@ -34,6 +34,9 @@ func (r *run) planPrivate(vis map[string]mountEntry, over []string) error {
 	}
 	r.steps, r.veils = viewPrivate(r.steps, vis, f, &pr, over)
 	r.private = pr
+	if err := r.planShares(vis, f.held); err != nil {
+		return err
+	}
 	return pr.checkDir(r.o.Dir)
 }
 
@@ -184,7 +187,8 @@ func (b boxDir) hide(ls []layers.Layer, p string) error {
 // unhide takes away what hides p: the whiteout, or that the box's own directory there hides
 // the real one. What the box has deleted or replaced stays so.
 func (b boxDir) unhide(ls []layers.Layer, p string) error {
-	l, rel, ok := layers.Place(ls, p)
+	// A layer of its own, where it has got one since, is mounted over the one with the whiteout.
+	l, rel, ok := layers.Place(slices.DeleteFunc(slices.Clone(ls), func(l layers.Layer) bool { return l.Path == p }), p)
 	if !ok || rel == "" {
 		return nil
 	}

@@ -260,6 +260,11 @@ func makeFrame(dir string, s planStep) (large []string, err error) {
 					return nil, err
 				}
 			}
+		case t.IsRegular() && slices.Contains(s.Blind, e.Name()):
+			if err := os.WriteFile(to, nil, 0); err != nil {
+				return nil, err
+			}
+			delete(points, e.Name())
 		case t.IsRegular():
 			whole, err := copyIntoFrame(from, to)
 			if err != nil {
@@ -272,6 +277,12 @@ func makeFrame(dir string, s planStep) (large []string, err error) {
 		}
 	}
 	for p := range points {
+		if slices.Contains(s.Blind, p) {
+			if err := os.Mkdir(filepath.Join(dir, p), 0o755); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		if err := makeLike(filepath.Join(s.Path, p), filepath.Join(dir, p)); err != nil {
 			return nil, err
 		}

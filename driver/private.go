@@ -81,12 +81,14 @@ type finder struct {
 	homes  []string        // of the caller, canonical
 	dirs   map[string]bool // what is known to be a directory, or not
 	places map[string]privPlace
+	shares []string        // not to be looked at
+	held   map[string]bool // those that a private place is on: they are not read
 }
 
 // findPrivate finds the private places and what the grants name. env has HOME.
-func findPrivate(p *core.Policy, env []string) (pr private, f *finder, err error) {
-	homes, others := homesOf(env)
-	f = &finder{homes: homes, dirs: map[string]bool{}, places: map[string]privPlace{}}
+func findPrivate(p *core.Policy, env, shares []string) (pr private, f *finder, err error) {
+	homes, others := homesOf(env, shares)
+	f = &finder{homes: homes, dirs: map[string]bool{}, places: map[string]privPlace{}, shares: shares, held: map[string]bool{}}
 	pr.View = p.PrivateView()
 	for _, text := range p.Private {
 		if text == core.OtherHomes {
@@ -203,6 +205,9 @@ func literal(comp string) string {
 
 // enter returns the directory that p is or leads to, "" when there is none.
 func (f *finder) enter(p, text string) string {
+	if f.onShare(p) {
+		return ""
+	}
 	if is, known := f.dirs[p]; known {
 		if is {
 			return p
@@ -215,7 +220,7 @@ func (f *finder) enter(p, text string) string {
 	case f.dirs[p]:
 		return p
 	case err == nil && fi.Mode()&fs.ModeSymlink != 0:
-		if real, err := filepath.EvalSymlinks(p); err == nil {
+		if real, err := f.leads(p); err == nil {
 			if fi, err := os.Lstat(real); err == nil && fi.IsDir() {
 				return real
 			}
@@ -226,10 +231,36 @@ func (f *finder) enter(p, text string) string {
 	return ""
 }
 
+// onShare says whether p is on a share, and notes that a private place is there.
+func (f *finder) onShare(p string) bool {
+	for _, s := range f.shares {
+		if under(p, s) {
+			f.held[s] = true
+			return true
+		}
+	}
+	return false
+}
+
+// leads follows the symbolic link p, but not onto a share.
+func (f *finder) leads(p string) (string, error) {
+	to, err := os.Readlink(p)
+	if err != nil {
+		return "", err
+	}
+	if !path.IsAbs(to) {
+		to = path.Join(path.Dir(p), to)
+	}
+	if f.onShare(path.Clean(to)) {
+		return "", syscall.EXDEV
+	}
+	return filepath.EvalSymlinks(p)
+}
+
 // add adds a place, whether it is there or not: what appears there while the box runs is not
 // to be seen either.
 func (f *finder) add(p, text string) {
-	if _, ok := f.places[p]; ok || !f.may(p) {
+	if _, ok := f.places[p]; ok || !f.may(p) || f.onShare(p) {
 		return
 	}
 	pl := privPlace{Path: p, Text: text, How: privGone}
@@ -243,7 +274,7 @@ func (f *finder) add(p, text string) {
 	case err != nil:
 	case fi.Mode()&fs.ModeSymlink != 0:
 		pl.symlink = true
-		if to, err := filepath.EvalSymlinks(p); err == nil && to != p {
+		if to, err := f.leads(p); err == nil && to != p {
 			f.add(to, text)
 			if _, ok := f.places[to]; ok {
 				pl.link = to
@@ -289,9 +320,13 @@ var systemDirs = map[string]bool{"/bin": true, "/boot": true, "/etc": true, "/ho
 
 // homesOf returns the canonical homes of the caller - that of the environment and that of
 // passwd(5) - and those of others that it names.
-func homesOf(env []string) (own, others []string) {
+func homesOf(env, shares []string) (own, others []string) {
 	add := func(to *[]string, p string) {
 		if !filepath.IsAbs(p) {
+			return
+		}
+		if on := (&finder{shares: shares, held: map[string]bool{}}); on.onShare(path.Clean(p)) {
+			*to = append(*to, path.Clean(p))
 			return
 		}
 		real, err := filepath.EvalSymlinks(p)

@@ -200,7 +200,7 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 			return 125, err
 		}
 	}
-	r.ref, err = r.b.Register(layers.SessionRef{ID: o.Session.ID, Supervisor: os.Getpid(), Init: r.child.PID, Net: o.Session.Net, Damaged: r.damaged})
+	r.ref, err = r.b.Register(layers.SessionRef{ID: o.Session.ID, Supervisor: os.Getpid(), Init: r.child.PID, Net: o.Session.Net, Shares: sharesRead(o.Policy), Damaged: r.damaged})
 	if err != nil {
 		return 125, err
 	}
@@ -392,12 +392,18 @@ func (r *run) start(ctx context.Context, term *terminal) error {
 	argv := []string{stageName}
 
 	cfg := r.config(term)
+	cfg.Shares = boundShares(r.steps)
 	for _, ref := range refs {
 		if ref.Net != r.o.Session.Net && ref.Net != "" {
 			control.Close()
 			cfgW.Close()
 			return core.Hint(fmt.Errorf("the box runs with another network: %s, not %s", ref.Net, r.o.Session.Net),
 				"the sessions of a box have one network: run it with --net "+string(ref.Net)+", or in another box")
+		}
+		if ref.Shares != sharesRead(r.o.Policy) {
+			control.Close()
+			cfgW.Close()
+			return core.Hint(errors.New("the box runs with another policy on shares"), "the sessions of a box have one view of the machine's mounts: run it with the same files.share, or in another box")
 		}
 		// The session may be about to end: then the next, or a box of our own.
 		var fds []int
@@ -520,8 +526,12 @@ func (r *run) plan() error {
 	if err != nil {
 		return err
 	}
+	vis := visibleMounts(all)
 	var splits, over []string
 	for _, l := range ls {
+		if mountKind(mountOf(vis, l.Path)) == fsShare { // not to be looked at
+			continue
+		}
 		// One that has gone outside (a mount of an earlier day) is not in the view.
 		if _, err := os.Lstat(l.Path); err == nil && !l.Over {
 			splits = append(splits, l.Path)
@@ -539,7 +549,6 @@ func (r *run) plan() error {
 		}
 	}
 	r.o.Hide = hide
-	vis := visibleMounts(all)
 	r.steps, err = planMounts(vis, splits, hide, func(d string) (names []string, isDir bool, err error) {
 		if fi, err := os.Lstat(d); err == nil && !fi.IsDir() {
 			return nil, false, nil
@@ -581,7 +590,7 @@ func (r *run) fillMounts(cfg *stageConfig) error {
 		case stepVeilFile:
 			m.Lower = r.b.veilFile(s.Path)
 		}
-		m.Points, m.Hide, m.Roots = nil, nil, nil
+		m.Points, m.Blind, m.Hide, m.Roots = nil, nil, nil, nil
 		cfg.Steps = append(cfg.Steps, m)
 	}
 	return nil
@@ -644,6 +653,12 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 		return nil, fmt.Errorf("open the box's root: %w", err)
 	}
 	s.paths = newResolver(root)
+	if s.shares, err = sharesOf(r.child.PID, r.steps); err != nil {
+		return nil, err
+	}
+	for _, x := range s.shares {
+		s.paths.unseen = append(s.paths.unseen, x.path)
+	}
 	if s.changed, err = openChanged(r.b, r.layers, r.o.Session.Observe == core.ObserveLean, !r.joined); err != nil {
 		return nil, err
 	}
@@ -722,6 +737,15 @@ func (r *run) begin(m stageMsg, s *supervisor, term *terminal) {
 	}
 	if len(m.Masked) > 0 {
 		d["masked"] = core.Shorten(strings.Join(m.Masked, ", "), 4096)
+	}
+	var shares []string
+	for _, x := range s.shares {
+		if x.read {
+			shares = append(shares, x.path+" ("+x.kind+")")
+		}
+	}
+	if shares != nil {
+		d["shares"] = core.Shorten(strings.Join(shares, ", "), 4096)
 	}
 	r.journal.add(&core.Operation{Surface: core.SandboxLifecycle, Action: core.ActBegin, Target: strings.Join(o.Session.Command, " "),
 		Verdict: core.Allowed, Outcome: core.Performed, Rule: "supervisor", Leak: o.Session.Net == core.NetHost, Detail: d})

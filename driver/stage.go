@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/sandglass/sandglass/core"
 	"github.com/sandglass/sandglass/driver/network"
@@ -74,6 +75,7 @@ type stageConfig struct {
 	Root     string // where the box's root is put together
 	Steps    []stageMount
 	Large    []string // files of frames that are bound, read-only
+	Shares   []string // shares that are read
 	Clones   []string // real places that the supervisor gets a read-only mount of
 	Programs []stageBind
 	Join     bool // the box's mounts exist already
@@ -119,6 +121,9 @@ const (
 // anything else in main and in TestMain; in any other process it returns at once, in
 // the child never.
 func Stage() {
+	if len(os.Args) == 3 && os.Args[0] == shareName {
+		bindShare(os.Args[1], os.Args[2])
+	}
 	if len(os.Args) != 1 || os.Args[0] != stageName || os.Getpid() != 1 {
 		return
 	}
@@ -185,9 +190,11 @@ type stage struct {
 	tun     int // 0: none
 	diag    int
 	noNet   string
-	listen  []int         // as cfg.Listen; -1: the address is taken
-	clones  []int         // as cfg.Clones; -1: the kernel makes none
-	spawn   chan []string // helpers to start, from the filtered thread
+	// shareEnd is until when shares are waited for
+	shareEnd time.Time
+	listen   []int         // as cfg.Listen; -1: the address is taken
+	clones   []int         // as cfg.Clones; -1: the kernel makes none
+	spawn    chan []string // helpers to start, from the filtered thread
 }
 
 func (s *stage) run() error {
@@ -232,7 +239,7 @@ func (s *stage) run() error {
 		return err
 	}
 	sys.IgnoreSignalsAsInit() // only now: the runtime needed a signal to reach all threads
-	wall, err := enterLandlock(!s.cfg.OwnNet, s.cfg.OpenRoot)
+	wall, err := enterLandlock(!s.cfg.OwnNet, s.cfg.OpenRoot, s.cfg.Shares)
 	if err != nil {
 		return err
 	}
@@ -458,6 +465,7 @@ func (s *stage) build() error {
 	if err := sys.Mount("", "/", "", sys.Rec|sys.Private, ""); err != nil {
 		return err
 	}
+	inRun := func(m stageMount) bool { return m.Kind == stepShare && under(m.Path, "/run") }
 	for _, p := range s.cfg.Clones {
 		fd, err := sys.CloneTree(p, true)
 		if err != nil {
@@ -466,6 +474,9 @@ func (s *stage) build() error {
 		s.clones = append(s.clones, fd)
 	}
 	for _, m := range s.cfg.Steps {
+		if inRun(m) {
+			continue // /run is made first
+		}
 		if err := s.mount(m); err != nil {
 			return err
 		}
@@ -493,6 +504,13 @@ func (s *stage) build() error {
 	}
 	if err := s.buildRun(root + "/run"); err != nil {
 		return err
+	}
+	for _, m := range s.cfg.Steps {
+		if inRun(m) {
+			if err := s.share(m); err != nil {
+				return err
+			}
+		}
 	}
 	if s.cfg.OwnNet {
 		if err := sys.LoopbackUp(); err != nil {
@@ -643,6 +661,8 @@ func (s *stage) mount(m stageMount) error {
 		return sys.Mount("masked", target, "tmpfs", sys.RdOnly|sys.NoSuid|sys.NoDev|sys.NoExec, mode+",size=4k,nr_inodes=2")
 	case stepImage:
 		return sys.BindReadOnly(m.Path, target, false)
+	case stepShare:
+		return s.share(m)
 	}
 	return fmt.Errorf("plan: unknown step %q", m.Kind)
 }

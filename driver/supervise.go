@@ -172,6 +172,7 @@ type supervisor struct {
 	ports     func() []uint16
 	bus       *sessionBus // nil: the box has none
 	settings  settingsFiles
+	shares    []share                 // longest path first
 	sockets   map[string]core.Surface // that the caller's environment points at
 	limits    limiter
 	outside   *outside
@@ -424,6 +425,12 @@ func (s *supervisor) judge() answer {
 	case sys.CallSetrlimit:
 		return s.coreLimit(c, true)
 	case sys.CallPrctl:
+		if uint32(a[0]) == prSetMM {
+			if s.warden.judges() { // by it a process is known to have executed
+				return s.refuse(core.ProcessMemory, core.ActSyscall, "PR_SET_MM", privateReason, syscall.EPERM, core.Detail{"call": c.String()})
+			}
+			return answer{}
+		}
 		s.outside.sends(s.p.pid, uint32(a[1])) // when its parent dies
 		return answer{}
 	case sys.CallUnshare:
@@ -550,6 +557,14 @@ func (s *supervisor) procLink(kind string, fd int32) (string, syscall.Errno) {
 	b = append(b, 0)
 	s.name = b
 	n, e := sys.ReadlinkAt(dir, b, s.link[:])
+	if e == syscall.EACCES && fd >= 0 { // of a program that nobody may read: its fd directory is root's
+		if own, err := sys.ThreadFD(int(s.n.TID), int(fd)); err == nil {
+			s.name = strconv.AppendInt(append(s.name[:0], "/proc/self/fd/"...), int64(own), 10)
+			s.name = append(s.name, 0)
+			n, e = sys.ReadlinkAt(-1, s.name, s.link[:])
+			sys.CloseFD(own)
+		}
+	}
 	if e != 0 {
 		return "", e
 	}
@@ -675,7 +690,11 @@ func (s *supervisor) look(sf core.Surface, act core.Action, p place, d core.Deta
 		}
 		op.Detail["found"] = "no"
 	}
-	switch s.spotOf(p) {
+	at := s.spotOf(p)
+	if x, ok := s.shareOf(p.path); ok && !p.object && at != onHidden {
+		return s.onShare(x, sf, act, p, op.Detail, false)
+	}
+	switch at {
 	case onHidden:
 		return s.refuse(core.SandboxSelf, act, p.path, "mask", syscall.EACCES, d)
 	case onMask:
@@ -710,7 +729,11 @@ func (s *supervisor) write(act core.Action, p place, p2 *place, d core.Detail) a
 				return a
 			}
 		}
-		switch s.spotOf(*x) {
+		at := s.spotOf(*x)
+		if sh, ok := s.shareOf(x.path); ok && !x.object && at != onHidden {
+			return s.onShare(sh, core.FilesShare, act, *x, d, true)
+		}
+		switch at {
 		case onHidden:
 			return s.refuse(core.SandboxSelf, act, p.path, "mask", syscall.EACCES, d)
 		case onMask:
@@ -1025,7 +1048,7 @@ func (s *supervisor) open(dirfd int32, addr uint64, flags uint32, inRoot bool) a
 	if !writes {
 		return s.look(sf, act, p, nil)
 	}
-	if act == core.ActCreate && p.found && flags&oTmpfile == 0 {
+	if _, unseen := s.shareOf(p.path); act == core.ActCreate && p.found && flags&oTmpfile == 0 && !unseen {
 		act = core.ActWrite // O_CREAT of what is there
 	}
 	d := core.Detail{"flags": openFlags(flags)}

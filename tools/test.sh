@@ -38,7 +38,7 @@ if [ "$(id -u)" = 0 ]; then
 	go=$(go env GOROOT)
 	su "$user" -c "test -x '$go/bin/go'" || { cp -r "$go" "$dir/go" && go=$dir/go; }
 	CGO_ENABLED=0 go build -trimpath -o "$dir/sandglass" .
-	for p in driver cli attacks; do
+	for p in driver driver/layers cli attacks; do
 		CGO_ENABLED=0 go test -c -o "$dir/$p.test" "./$p"
 		mkdir -p "$dir/$p"
 		[ ! -d "$p/testdata" ] || cp -r "$p/testdata" "$dir/$p/"

@@ -354,6 +354,11 @@ func (x *commit) checkOwn(c *core.Change) {
 	if home := x.home(); Under(c.Path, home) || c.Is == nil && Under(home, c.Path) {
 		x.conflict(c.Path, "it is the sandbox's own", true)
 	}
+	if c.Is != nil && c.Is.Type != core.TypeDir {
+		if what := core.Persists(c.Path); what != "" {
+			x.report.Warnings = append(x.report.Warnings, Conflict{Path: c.Path, Why: "it runs, or is trusted, outside of the box later: " + what})
+		}
+	}
 	if c.Is == nil || c.Is.Type != core.TypeFile {
 		return
 	}
