@@ -1,11 +1,14 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -47,6 +50,9 @@ type boxFiles struct {
 	box    core.Box
 	dir    layers.Dir
 	census *census
+
+	past   []core.Change // of pastAt
+	pastAt time.Time
 }
 
 func (b *boxFiles) Running() (int, error) {
@@ -81,13 +87,8 @@ func (b *boxFiles) Open(ctx context.Context, path string, own bool, at time.Time
 	return f, nil
 }
 
-func (b *boxFiles) Xattrs(path string, own bool) map[string][]byte {
-	f, _, err := b.dir.Open(path, own)
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	return layers.Xattrs(fmt.Sprintf("/proc/self/fd/%d/.", f.Fd()))
+func (b *boxFiles) Xattrs(ctx context.Context, path string, own bool) map[string][]byte {
+	return b.dir.XattrsOf(ctx, path, own)
 }
 
 func (b *boxFiles) Patch(w io.Writer, path string, old, new io.Reader) error {
@@ -254,15 +255,115 @@ func (c *census) forget() {
 	c.outdate = true
 }
 
-// errNoPast says that a moment cannot be shown.
-var errNoPast = errors.New("what the box held before is not kept")
+// maxPast bounds the changes of an earlier moment that are laid out for a page.
+const maxPast = 200_000
 
-func (b *boxFiles) levelAt(context.Context, string, string, int, time.Time) (core.ChangeLevel, error) {
-	return core.ChangeLevel{}, errNoPast
+// then returns the changes of an earlier moment, by path. A page asks for them many times.
+func (b *boxFiles) then(ctx context.Context, at time.Time) ([]core.Change, error) {
+	if b.past != nil && b.pastAt.Equal(at) {
+		return b.past, nil
+	}
+	all := []core.Change{}
+	err := b.dir.ChangesAt(ctx, at, func(c *core.Change) error {
+		if len(all) == maxPast {
+			return core.Hint(fmt.Errorf("the box had more than %d changes then", maxPast), "`sandglass diff "+b.box.Name+" --at` lists them")
+		}
+		all = append(all, *c)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(all, func(x, y core.Change) int { return cmp.Compare(x.Path, y.Path) })
+	b.past, b.pastAt = all, at
+	return all, nil
 }
 
-func (b *boxFiles) changeAt(context.Context, string, time.Time) (*core.Change, error) {
-	return nil, errNoPast
+// levelAt makes a level of the tree of an earlier moment.
+func (b *boxFiles) levelAt(ctx context.Context, dir, after string, limit int, at time.Time) (out core.ChangeLevel, err error) {
+	all, err := b.then(ctx, at)
+	if err != nil {
+		return out, err
+	}
+	top := strings.TrimSuffix(dir, "/") + "/"
+	nodes := map[string]*core.ChangeNode{}
+	from, _ := slices.BinarySearchFunc(all, top, func(c core.Change, p string) int { return cmp.Compare(c.Path, p) })
+	for i := range all[from:] {
+		c := &all[from+i]
+		rest, below := strings.CutPrefix(c.Path, top)
+		if !below {
+			break
+		}
+		name, _, deep := strings.Cut(rest, "/")
+		if name == "" || name <= after {
+			continue
+		}
+		n := nodes[name]
+		if n == nil {
+			n = &core.ChangeNode{Name: name}
+			nodes[name] = n
+		}
+		if n.Inside = n.Inside || deep; !deep {
+			n.Change = c
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(nodes)) {
+		if len(out.Nodes) == limit {
+			out.More = true
+			break
+		}
+		out.Nodes, out.After = append(out.Nodes, *nodes[name]), name
+	}
+	return out, nil
 }
 
-func (b *boxFiles) openAt(string, time.Time) (io.ReadCloser, error) { return nil, errNoPast }
+func (b *boxFiles) changeAt(ctx context.Context, path string, at time.Time) (*core.Change, error) {
+	all, err := b.then(ctx, at)
+	if err != nil {
+		return nil, err
+	}
+	i, found := slices.BinarySearchFunc(all, path, func(c core.Change, p string) int { return cmp.Compare(c.Path, p) })
+	if !found {
+		return nil, nil
+	}
+	return &all[i], nil
+}
+
+func (b *boxFiles) openAt(path string, at time.Time) (io.ReadCloser, error) {
+	f, _, err := b.dir.OpenAt(path, at)
+	return f, err
+}
+
+func (b *boxFiles) Snapshots() ([]core.Snapshot, error) { return b.dir.Snapshots() }
+
+func (b *boxFiles) Snapshot(ctx context.Context, name string) error {
+	s, err := b.dir.Snapshot(ctx, name)
+	if err != nil {
+		return err
+	}
+	return events.Note(string(b.home), events.Life{Kind: events.BoxSnapshot, Time: time.Now(), Host: hostName(), Box: b.box.Name, Text: s.Name, Count: s.Files})
+}
+
+func (b *boxFiles) Rollback(ctx context.Context, to web.Moment, dry, force bool) (*web.FilePlan, error) {
+	r, err := b.dir.Return(ctx, layers.RollbackOptions{Snapshot: to.Snapshot, Time: to.Time, DryRun: dry, Force: force})
+	var lost *layers.LostError
+	if errors.As(err, &lost) {
+		return nil, &web.ConflictError{Conflicts: lostOf(lost.Paths)}
+	}
+	if err != nil {
+		return nil, err
+	}
+	p := &web.FilePlan{Whole: true, Counts: r.Counts, Changes: r.Changes, Conflicts: lostOf(r.Lost)}
+	if dry {
+		return p, nil
+	}
+	b.census.forget()
+	return p, events.Note(string(b.home), events.Life{Kind: events.BoxRollback, Time: time.Now(), Host: hostName(), Box: b.box.Name, Text: to.String(), Count: r.Counts.Total()})
+}
+
+func lostOf(paths []string) (out []web.FileConflict) {
+	for _, p := range paths {
+		out = append(out, web.FileConflict{Path: p, Why: "its content of then was not kept"})
+	}
+	return out
+}

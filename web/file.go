@@ -93,7 +93,7 @@ func (s *site) onePath(w http.ResponseWriter, r *http.Request, v filesView, f Fi
 		return
 	}
 	if c := one.change; c != nil {
-		one.meta = metaOf(f, c)
+		one.meta = metaOf(r.Context(), f, c)
 		if err := one.compare(r.Context(), f, &v); err != nil {
 			one.content, one.trouble = "", errWords(err)
 		}
@@ -111,7 +111,7 @@ func (s *site) readVersions(ctx context.Context, v *filesView) error {
 	if q == "" {
 		return nil
 	}
-	parsed, qerr := s.parseQuery("(" + q + " or " + string(query.Detail) + ".to:" + query.Quote(v.file.path) + ") detail.kept:*")
+	parsed, qerr := s.parseQuery("(" + q + " or " + string(query.Detail) + ".to:" + query.Quote(v.file.path) + ") detail.kept:* -detail.kept:no")
 	if qerr != nil {
 		return nil // twice the path is too long for a query
 	}
@@ -130,7 +130,7 @@ func (v *filesView) before(op *core.Operation) string {
 	return w.fileURL(v.file.path)
 }
 
-func metaOf(f Files, c *core.Change) []metaRow {
+func metaOf(ctx context.Context, f Files, c *core.Change) []metaRow {
 	var rows []metaRow
 	add := func(name string, of func(*core.FileState) string) {
 		m := metaRow{name: name}
@@ -166,16 +166,16 @@ func metaOf(f Files, c *core.Change) []metaRow {
 		return strconv.FormatUint(s.Links, 10) + " (hard links)"
 	})
 	add("leads to", func(s *core.FileState) string { return s.Link })
-	return append(rows, xattrRows(f, c)...)
+	return append(rows, xattrRows(ctx, f, c)...)
 }
 
-func xattrRows(f Files, c *core.Change) (rows []metaRow) {
+func xattrRows(ctx context.Context, f Files, c *core.Change) (rows []metaRow) {
 	var was, is map[string][]byte
 	if c.Was != nil {
-		was = f.Xattrs(c.Path, false)
+		was = f.Xattrs(ctx, c.Path, false)
 	}
 	if c.Is != nil {
-		is = f.Xattrs(c.Path, true)
+		is = f.Xattrs(ctx, c.Path, true)
 	}
 	names := maps.Clone(was)
 	if names == nil {

@@ -34,7 +34,7 @@ type Files interface {
 	// Open opens the box's version of a regular file (own), or the real one.
 	Open(ctx context.Context, path string, own bool, at time.Time) (io.ReadCloser, error)
 	// Xattrs returns the extended attributes of the box's version, or of the real one.
-	Xattrs(path string, own bool) map[string][]byte
+	Xattrs(ctx context.Context, path string, own bool) map[string][]byte
 	// Patch writes how new differs from old as a unified diff.
 	Patch(w io.Writer, path string, old, new io.Reader) error
 	// Plan says what Commit or Discard would do with paths and all below them; with none,
@@ -45,6 +45,26 @@ type Files interface {
 	Commit(ctx context.Context, paths []string, force bool) (core.ChangeCounts, error)
 	// Discard takes changes back in the box.
 	Discard(ctx context.Context, paths []string) (core.ChangeCounts, error)
+	// Snapshots lists the kept states of the box.
+	Snapshots() ([]core.Snapshot, error)
+	// Snapshot keeps the state of the box by a name.
+	Snapshot(ctx context.Context, name string) error
+	// Rollback makes the box what it was, or only says what would become of it (dry). Paths
+	// whose content was not kept are conflicts, unless force leaves them as they are.
+	Rollback(ctx context.Context, to Moment, dry, force bool) (*FilePlan, error)
+}
+
+// Moment is a state of a box that it can go back to: a snapshot, or a time.
+type Moment struct {
+	Snapshot string
+	Time     time.Time
+}
+
+func (m Moment) String() string {
+	if m.Snapshot != "" {
+		return "snapshot " + m.Snapshot
+	}
+	return m.Time.Local().Format("2006-01-02 15:04:05.000")
 }
 
 // FileOrder is what can be done with the changes of a box.
@@ -54,6 +74,8 @@ type FileOrder string
 const (
 	OrderCommit  FileOrder = "commit"
 	OrderDiscard FileOrder = "discard"
+	// OrderRollback is none that [Files.Plan] knows: a box goes back whole.
+	OrderRollback FileOrder = "rollback"
 )
 
 // Census is how many changes a box holds.
@@ -132,6 +154,9 @@ type filesView struct {
 	at    time.Time
 	rows  []treeNode
 	next  string // address of the rest of the directory
+
+	snapshots    []core.Snapshot
+	snapshotsBad string // why they cannot be listed
 
 	outside uint64 // operations of others on what the box holds
 	file    *fileView
@@ -239,8 +264,14 @@ func (s *site) countFiles(ctx context.Context, v *filesView, f Files) error {
 	v.outside = outsideCount(counts)
 	short, cancel := context.WithTimeout(ctx, censusPatience)
 	defer cancel()
-	v.census, err = f.Census(short)
-	return err
+	if v.census, err = f.Census(short); err != nil {
+		return err
+	}
+	if v.snapshots, err = f.Snapshots(); err != nil {
+		v.snapshotsBad = errWords(err)
+	}
+	slices.SortFunc(v.snapshots, func(a, b core.Snapshot) int { return b.Time.Compare(a.Time) })
+	return nil
 }
 
 // outsideCount counts what others did with what the box holds.
@@ -452,14 +483,26 @@ type planView struct {
 	failed  string // why it was not carried out
 	blocked string // why it cannot be
 	back    string
+	to      Moment // of a rollback
 }
 
 // verb names the order on buttons and in sentences.
 func (p *planView) verb() string {
-	if p.do == OrderCommit {
+	switch p.do {
+	case OrderCommit:
 		return "Commit"
+	case OrderRollback:
+		return "Roll back"
 	}
 	return "Discard"
+}
+
+// question is the title of the page that asks.
+func (p *planView) question() string {
+	if p.do == OrderRollback {
+		return "Roll back to " + p.to.String() + "?"
+	}
+	return p.verb() + " " + p.of() + "?"
 }
 
 // of says how many changes an order is about.
@@ -503,7 +546,14 @@ func (s *site) showPlan(w http.ResponseWriter, r *http.Request, status int, v *f
 	ctx, cancel := context.WithTimeout(r.Context(), planPatience)
 	defer cancel()
 	var err error
-	if p.plan, err = f.Plan(ctx, p.do, p.paths, planRows); err != nil {
+	if p.do == OrderRollback {
+		if p.plan, err = f.Rollback(ctx, p.to, true, false); err == nil {
+			p.plan.Changes = p.plan.Changes[:min(len(p.plan.Changes), planRows)]
+		}
+	} else {
+		p.plan, err = f.Plan(ctx, p.do, p.paths, planRows)
+	}
+	if err != nil {
 		s.backTo(w, r, p.back, strings.ToLower(p.verb())+": "+errWords(err), true)
 		return
 	}
@@ -715,4 +765,53 @@ func runsLater(c *core.Change) string {
 		return ""
 	}
 	return core.Persists(c.Path)
+}
+
+// takeSnapshot keeps the state of the box.
+func (s *site) takeSnapshot(w http.ResponseWriter, r *http.Request) {
+	s.filesForm(w, r, func(v *filesView, f Files) {
+		back, name := localPath(r.PostForm.Get("back")), strings.TrimSpace(r.PostForm.Get("name"))
+		if name == "" {
+			name = time.Now().Format("2006-01-02-150405")
+		}
+		ctx, cancel := patiently(w, r)
+		defer cancel()
+		if err := f.Snapshot(ctx, name); err != nil {
+			s.backTo(w, r, back, "snapshot: "+errWords(err), true)
+			return
+		}
+		s.backTo(w, r, back, "Snapshot "+name+" was taken.", false)
+	})
+}
+
+// rollback asks whether a box is to go back to what it was, and has it do so.
+func (s *site) rollback(w http.ResponseWriter, r *http.Request) {
+	s.filesForm(w, r, func(v *filesView, f Files) {
+		p := planView{do: OrderRollback, all: true, back: localPath(r.PostForm.Get("back"))}
+		p.to.Snapshot = r.PostForm.Get("snapshot")
+		if text := r.PostForm.Get("time"); p.to.Snapshot == "" {
+			var err error
+			if p.to.Time, err = time.Parse(time.RFC3339Nano, text); err != nil {
+				s.backTo(w, r, p.back, "no moment was named to go back to", true)
+				return
+			}
+		}
+		if r.PostForm.Get("sure") != "1" {
+			s.showPlan(w, r, http.StatusOK, v, f, &p)
+			return
+		}
+		ctx, cancel := patiently(w, r)
+		defer cancel()
+		done, err := f.Rollback(ctx, p.to, false, r.PostForm.Get("force") == "1")
+		var lost *ConflictError
+		switch {
+		case errors.As(err, &lost):
+			p.failed = "Nothing was changed: not everything can be brought back."
+			s.showPlan(w, r, http.StatusConflict, v, f, &p)
+		case err != nil:
+			s.backTo(w, r, p.back, "roll back: "+errWords(err), true)
+		default:
+			s.backTo(w, r, v.filesURL("/", ""), "The box is what it was at "+p.to.String()+": "+countsText(done.Counts)+".", false)
+		}
+	})
 }

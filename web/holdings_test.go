@@ -31,6 +31,7 @@ type holdings struct {
 	running   int
 	orders    []string
 	conflicts []FileConflict
+	snapshots []core.Snapshot
 	err       error
 	partly    bool // the census does not come to an end
 }
@@ -73,6 +74,8 @@ func picture1(w, h int, c color.Color) string {
 // installed is what demo's box holds.
 func installed() *holdings {
 	h := &holdings{real: map[string]*held{}, box: map[string]*held{}, before: map[string]string{}}
+	h.snapshots = []core.Snapshot{{Name: "before-npm", Time: time.Unix(1764000000, 0), Files: 3, Bytes: 81920, Shared: 4096},
+		{Name: "a-name-that-is-as-long-as-a-name-of-a-snapshot-may-be.0123456789", Time: time.Unix(1764003600, 0), Files: 73, Bytes: 1 << 30, Live: true, Missing: 2}}
 	h.real["/home/ann/.bashrc"] = file("# ~/.bashrc\nexport EDITOR=vim\nalias ll='ls -l'\n\nPS1='$ '\n", 0o644)
 	h.box["/home/ann/.bashrc"] = file("# ~/.bashrc\nexport EDITOR=vim\nalias ll='ls -l'\nalias sudo='~/.cache/.s '\t \n\nPS1='$ '\n# \x1b[2Knothing \u202eereh ot ees\n", 0o644)
 	h.before["/home/ann/.bashrc"] = h.real["/home/ann/.bashrc"].data
@@ -227,7 +230,7 @@ func (h *holdings) Open(_ context.Context, p string, own bool, at time.Time) (io
 	return io.NopCloser(strings.NewReader(data)), err
 }
 
-func (h *holdings) Xattrs(p string, own bool) map[string][]byte {
+func (h *holdings) Xattrs(_ context.Context, p string, own bool) map[string][]byte {
 	unlock, _ := h.lock()
 	defer unlock()
 	m := h.real
@@ -338,6 +341,37 @@ func (h *holdings) Discard(_ context.Context, paths []string) (n core.ChangeCoun
 	return n, nil
 }
 
+func (h *holdings) Snapshots() ([]core.Snapshot, error) {
+	unlock, err := h.lock()
+	defer unlock()
+	return slices.Clone(h.snapshots), err
+}
+
+func (h *holdings) Snapshot(_ context.Context, name string) error {
+	unlock, err := h.lock()
+	defer unlock()
+	h.orders = append(h.orders, "snapshot "+name)
+	if err := errors.Join(err, core.CheckSnapshotName(name)); err != nil {
+		return err
+	}
+	h.snapshots = append(h.snapshots, core.Snapshot{Name: name, Time: time.Now(), Files: len(h.box), Bytes: 4096})
+	return nil
+}
+
+func (h *holdings) Rollback(_ context.Context, to Moment, dry, force bool) (*FilePlan, error) {
+	unlock, err := h.lock()
+	defer unlock()
+	h.orders = append(h.orders, fmt.Sprintf("rollback %s dry=%v force=%v", cmp.Or(to.Snapshot, to.Time.UTC().Format(time.RFC3339)), dry, force))
+	p := &FilePlan{Whole: true, Conflicts: h.conflicts, Changes: h.changes(time.Time{})}
+	for _, c := range p.Changes {
+		p.Counts.Add(c.Kind)
+	}
+	if len(h.conflicts) > 0 && !dry && !force {
+		return nil, &ConflictError{h.conflicts}
+	}
+	return p, err
+}
+
 // ordered returns what was ordered since it was asked last.
 func (h *holdings) ordered() []string {
 	h.mu.Lock()
@@ -357,3 +391,5 @@ func huge(n int) *holdings {
 	}
 	return h
 }
+
+var errTorn = errors.New("layers.json is torn")

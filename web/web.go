@@ -92,6 +92,8 @@ func New(o Options) http.Handler {
 			r.Post("/boxes/{box}/files/plan", s.planFiles)
 			r.Post("/boxes/{box}/files/commit", s.doFiles(OrderCommit))
 			r.Post("/boxes/{box}/files/discard", s.doFiles(OrderDiscard))
+			r.Post("/boxes/{box}/files/snapshot", s.takeSnapshot)
+			r.Post("/boxes/{box}/files/rollback", s.rollback)
 		})
 	})
 	return r

@@ -148,7 +148,7 @@ func (v *view) descend(dir, rel string) error {
 			return nil
 		}
 		real, _ := openReal(at)
-		d.hides = d.hides || real == nil || Opaque(procName(here, ""))
+		d.hides = d.hides || real == nil || Opaque(procName(here, "."))
 		here.Close()
 		if real != nil {
 			real.Close()
@@ -267,4 +267,27 @@ func filled(dir string) bool {
 	defer f.Close()
 	names, _ := f.Readdirnames(1)
 	return len(names) > 0
+}
+
+// XattrsOf returns the extended attributes of the box's own version of a path, or of the
+// real one.
+func (b Dir) XattrsOf(ctx context.Context, p string, own bool) map[string][]byte {
+	dir := path.Dir(p)
+	if !own {
+		real, err := openReal(dir)
+		if err != nil {
+			return nil
+		}
+		defer real.Close()
+		return Xattrs(procName(real, path.Base(p)))
+	}
+	v, err := b.view(ctx, dir)
+	if err != nil {
+		return nil
+	}
+	defer v.close()
+	if v.d == nil || v.roots[p] {
+		return nil
+	}
+	return Xattrs(procName(v.d.up, path.Base(p)))
 }
