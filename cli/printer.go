@@ -125,6 +125,22 @@ func (p *printer) rawJSON(b []byte) {
 	p.keep(0, p.out.WriteByte('\n'))
 }
 
+// patch writes a patch: to a terminal with every line cleaned and in its colour, else byte
+// for byte, since patch(1) is to read it.
+func (p *printer) patch(text []byte) {
+	if !p.tty {
+		p.keep(p.out.Write(text))
+		return
+	}
+	for l := range bytes.Lines(text) {
+		line, colour := clean(strings.TrimSuffix(string(l), "\n")), map[byte]string{'+': "32", '-': "31", '@': "36"}[l[0]]
+		if p.colour && colour != "" {
+			line = "\x1b[" + colour + "m" + line + "\x1b[0m"
+		}
+		p.keep(p.out.WriteString(line + "\n"))
+	}
+}
+
 // Flush writes out what is buffered and returns the first error of any write.
 func (p *printer) Flush() error {
 	if err := p.out.Flush(); err != nil && p.failed == nil {

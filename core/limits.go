@@ -20,11 +20,18 @@ type Limits struct {
 	WallTime  time.Duration // from the session's begin to its end
 	NetRate   int64         // bytes a second of its network, each way
 	NetBytes  int64         // bytes of its network, both ways together
+	// Versions are bytes of old contents of the box's files that are kept, of all its sessions
+	// together; [NoVersions]: none are. VersionFile is of one file: a larger one is not kept.
+	Versions, VersionFile int64
 }
+
+// NoVersions in place of [Limits.Versions]: no old contents are kept, and nothing of a
+// box's past can be brought back but its snapshots.
+const NoVersions = -1
 
 // limitNames are the names in files and on the command line, in the order in which
 // they are listed.
-var limitNames = []string{"processes", "memory", "cpus", "cpu-time", "open-files", "file-size", "box-size", "wall-time", "net-rate", "net-bytes"}
+var limitNames = []string{"processes", "memory", "cpus", "cpu-time", "open-files", "file-size", "box-size", "wall-time", "net-rate", "net-bytes", "versions", "version-file"}
 
 // LimitNames lists the names of the limits.
 func LimitNames() []string { return append([]string(nil), limitNames...) }
@@ -52,6 +59,14 @@ func (l *Limits) Set(name, text string) error {
 		err = setSize(&l.NetRate, text, none)
 	case "net-bytes":
 		err = setSize(&l.NetBytes, text, none)
+	case "versions":
+		if text == "off" {
+			l.Versions = NoVersions
+			return nil
+		}
+		err = setSize(&l.Versions, text, none)
+	case "version-file":
+		err = setSize(&l.VersionFile, text, none)
 	case "cpu-time":
 		err = setDuration(&l.CPUTime, text, none)
 	case "wall-time":
@@ -147,6 +162,8 @@ func (l Limits) texts() (out []string) {
 		{"wall-time", l.WallTime != 0, l.WallTime.String()},
 		{"net-rate", l.NetRate != 0, strconv.FormatInt(l.NetRate, 10)},
 		{"net-bytes", l.NetBytes != 0, strconv.FormatInt(l.NetBytes, 10)},
+		{"versions", l.Versions != defaultVersions, versionsText(l.Versions)},
+		{"version-file", l.VersionFile != defaultVersionFile, versionsText(l.VersionFile)},
 	} {
 		if x.set {
 			out = append(out, x.name+"="+x.text)
@@ -158,3 +175,20 @@ func (l Limits) texts() (out []string) {
 // defaultProcesses is the bound of the default policy: more than a build needs, fewer
 // than would stop the machine.
 const defaultProcesses = 4096
+
+// defaultVersions and defaultVersionFile are those of the default policy: enough for what
+// people write, and no second copy of every disk image.
+const (
+	defaultVersions    = 2 << 30
+	defaultVersionFile = 256 << 20
+)
+
+func versionsText(n int64) string {
+	switch n {
+	case NoVersions:
+		return "off"
+	case 0:
+		return "none"
+	}
+	return strconv.FormatInt(n, 10)
+}

@@ -125,7 +125,7 @@ const DefaultPolicy = "fully-virtualised"
 var builtin = map[string]*Policy{DefaultPolicy: fullyVirtualised()}
 
 func fullyVirtualised() *Policy {
-	p := &Policy{Name: DefaultPolicy, Observe: ObserveFull, Net: NetOwn, Network: Network{Outbound: Allow}, Surfaces: map[Surface]Verdict{}, Limits: Limits{Processes: defaultProcesses}, Private: privatePlaces}
+	p := &Policy{Name: DefaultPolicy, Observe: ObserveFull, Net: NetOwn, Network: Network{Outbound: Allow}, Surfaces: map[Surface]Verdict{}, Limits: Limits{Processes: defaultProcesses, Versions: defaultVersions, VersionFile: defaultVersionFile}, Private: privatePlaces}
 	for _, i := range surfaces {
 		p.Surfaces[i.Surface] = i.Default
 	}

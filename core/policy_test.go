@@ -37,7 +37,7 @@ limits:
 			t.Errorf("%s: %s, want %s", s, d.Verdict, want)
 		}
 	}
-	if want := (Limits{Processes: 100, Memory: 3 << 29, CPUs: 0.5, WallTime: 10 * time.Minute, FileSize: 64 << 10}); p.Limits != want {
+	if want := (Limits{Processes: 100, Memory: 3 << 29, CPUs: 0.5, WallTime: 10 * time.Minute, FileSize: 64 << 10, Versions: defaultVersions, VersionFile: defaultVersionFile}); p.Limits != want {
 		t.Errorf("limits %+v, want %+v", p.Limits, want)
 	}
 	for addr, want := range map[string]Verdict{"/run/postgresql/.s.PGSQL.5432": Allowed, "/run/postgresql/x/.s.PGSQL.1": Blocked,

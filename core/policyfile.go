@@ -44,6 +44,9 @@ const maxPolicyFile = 1 << 20
 //	  - allow ~/.ssh from /usr/bin/ssh
 //	limits:
 //	  memory: 512MiB
+//	versions:                # old contents of its files that are kept; or: off
+//	  per-file: 64MiB
+//	  per-box: 1GiB
 //
 // A key that is not known is a mistake: a misspelt one must not leave open what it was to
 // close. All mistakes are found, not only the first: an error is a [*PolicyError]. name is
@@ -77,7 +80,7 @@ var policyKeys = []policyKey{
 	{"connect", func(d *policyReader, n ast.Node) { d.list(n, "connect", d.p.Grant) }},
 	{"private", func(d *policyReader, n ast.Node) { d.list(n, "private", d.p.AddPrivate) }},
 	{"grants", (*policyReader).grants},
-	{"network", (*policyReader).network}, {"limits", (*policyReader).limits},
+	{"network", (*policyReader).network}, {"limits", (*policyReader).limits}, {"versions", (*policyReader).versions},
 }
 
 func namesOf(keys []policyKey) (ns []string) {

@@ -177,7 +177,7 @@ func (s *supervisor) coreLimit(c sys.Call, plain bool) answer {
 }
 
 func newLimiter(l core.Limits, count func() int64) limiter {
-	return limiter{Limits: l, full: &atomic.Bool{}, said: map[string]time.Time{}, quiet: map[string]int{}, count: count, cpus: chooseCPUs(int(l.CPUs), os.Getpid())}
+	return limiter{Limits: l, full: &atomic.Bool{}, said: map[string]time.Time{}, quiet: map[string]int{}, count: count, cpus: chooseCPUs(int(l.CPUs), os.Getpid()), unkept: &seldom{}}
 }
 
 // limiter keeps what the limits of one session need. Its fields are the supervisor's
@@ -192,7 +192,8 @@ type limiter struct {
 	counted      time.Time
 	rest         time.Duration // until the next count
 	count        func() int64
-	cpus         []int // those that the session has; nil: all
+	cpus         []int   // those that the session has; nil: all
+	unkept       *seldom // versions that were not kept, for lack of room
 }
 
 const (

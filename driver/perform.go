@@ -75,6 +75,12 @@ func (f *performer) waits(id uint64) bool {
 	return !f.ended && f.l.Valid(id)
 }
 
+// now is begin on the caller's goroutine.
+func (f *performer) now(id uint64, op *core.Operation, do func() performed) {
+	f.answer(id, op, do())
+	f.log(op)
+}
+
 // answer gives the box what came of it.
 func (f *performer) answer(id uint64, op *core.Operation, r performed) {
 	f.mu.RLock()

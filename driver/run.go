@@ -187,6 +187,7 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 	defer sys.CloseFD(s.paths.root)
 	defer s.changed.close()
 	defer s.warden.close()
+	defer s.history.Close()
 	r.mu.Lock()
 	r.s = s
 	r.mu.Unlock()
@@ -365,6 +366,9 @@ func (r *run) start(ctx context.Context, term *terminal) error {
 		r.damaged = r.damaged || ref.Damaged
 	}
 	if len(refs) == 0 {
+		if err := r.b.FinishRollback(); err != nil {
+			return err
+		}
 		if err := r.inspect(ctx); err != nil {
 			return err
 		}
@@ -663,6 +667,9 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 		if err := r.b.ForgetManifest(); err != nil {
 			r.kill("the record of the box's files cannot be taken away: " + err.Error())
 		}
+	}
+	if s.history, err = openHistory(r.b, r.layers, &r.o); err != nil {
+		return nil, err
 	}
 	s.journal = newJournal(r.o.Session, r.o.Log)
 	s.performer = newPerformer(s.l, s.journal.add)

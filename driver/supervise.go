@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/driver/layers"
 	"github.com/sandglass/sandglass/driver/network"
 	"github.com/sandglass/sandglass/driver/sys"
 )
@@ -160,6 +161,7 @@ type supervisor struct {
 	procs     *processes
 	paths     *resolver
 	changed   *changed
+	history   *layers.History             // nil: what the box changes is not kept
 	policy    atomic.Pointer[core.Policy] // never changed in place: a grant may be given or taken back while the session runs
 	hide      []string
 	steps     []planStep // longest path first: what kind of place a path is on
@@ -197,6 +199,8 @@ type answer struct {
 	do    func() performed   // instead of the kernel, on another goroutine; ops[0] is what is logged
 	// dropped gives back what do holds, when it is not done
 	dropped func()
+	// must: do is done at once when too much is being done already, and the box waits
+	must bool
 }
 
 // serve answers calls until no process of the session is left.
@@ -236,6 +240,10 @@ func (s *supervisor) serve() {
 			op := a.ops[0]
 			s.sign(op)
 			if s.performer.begin(n.ID, op, a.do) {
+				continue
+			}
+			if a.must {
+				s.performer.now(n.ID, op, a.do)
 				continue
 			}
 			if a.dropped != nil {
@@ -794,7 +802,7 @@ func (s *supervisor) changePlace(act core.Action, p place, d core.Detail) answer
 			s.paths.changes(p.path, false)
 		}
 	}
-	return a
+	return s.keep(a, p, doing(act))
 }
 
 func (s *supervisor) changeFD(act core.Action, fd int32, d core.Detail) answer {
@@ -874,7 +882,7 @@ func (s *supervisor) rename(fd1 int32, a1 uint64, fd2 int32, a2 uint64, flags ui
 			return s.moveTree(from, to, flags, ans)
 		}
 	}
-	return ans
+	return s.keepRename(ans, from, to, act == core.ActExchange)
 }
 
 func (s *supervisor) hardlink(fd1 int32, a1 uint64, fd2 int32, a2 uint64, flags uint32) answer {
@@ -905,7 +913,10 @@ func (s *supervisor) hardlink(fd1 int32, a1 uint64, fd2 int32, a2 uint64, flags 
 		s.changed.mark(from.path) // linking copies it up
 		s.paths.changes(to.path, false)
 	}
-	return a
+	if s.keeps(&a, from) {
+		s.history.Touch(s.now, from.path, layers.Attributes)
+	}
+	return s.keep(a, to, layers.Comes)
 }
 
 // isFile says whether p, seen from the box's root, is a regular file.
@@ -1037,7 +1048,13 @@ func (s *supervisor) open(dirfd int32, addr uint64, flags uint32, inRoot bool) a
 			s.paths.changes(p.path, false)
 		}
 	}
-	return a
+	switch {
+	case flags&oTmpfile != 0, flags&oCreat == 0 && p.missing:
+		return a // it has no name yet, or there is nothing to open
+	case flags&(oCreat|oExcl) == oCreat|oExcl, flags&(oAccmode|oTrunc) == 0:
+		return s.keep(a, p, layers.Comes)
+	}
+	return s.keep(a, p, layers.Writes)
 }
 
 func openFlags(f uint32) string {

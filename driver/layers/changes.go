@@ -89,6 +89,7 @@ type scan struct {
 	masks map[string]bool
 	roots map[string]bool // of all layers: what is below one of them is in it
 	only  []string
+	flat  bool // look into no directory: [Dir.Level]
 	me    int
 	quiet *bool // that no session runs, once that was asked
 
@@ -233,7 +234,7 @@ func (s *scan) noSession() bool {
 
 // dir scans what is in a directory that open has opened.
 func (s *scan) dir(d *folder) error {
-	if d.list == nil {
+	if d.list == nil || s.flat {
 		return nil
 	}
 	own, more, err := names(d.list)
@@ -427,8 +428,7 @@ func (s *scan) openOwn(p string) (*os.File, error) {
 	return f, err
 }
 
-// openClosed opens a regular file that its owner, who is the caller, may not read: with
-// another mode for that moment.
+// openClosed is [OpenRegular] of what its owner may not read; see [readClosed].
 func openClosed(p string) (*os.File, error) {
 	place, err := os.OpenFile(p, sys.OPath|syscall.O_NOFOLLOW, 0)
 	if err != nil {
@@ -439,12 +439,7 @@ func openClosed(p string) (*os.File, error) {
 	if err != nil || is.Type != core.TypeFile {
 		return nil, &fs.PathError{Op: "open", Path: p, Err: syscall.EACCES}
 	}
-	at := procName(place, "")
-	if err := syscall.Chmod(at, is.Mode|0o400); err != nil {
-		return nil, &fs.PathError{Op: "open", Path: p, Err: err}
-	}
-	defer syscall.Chmod(at, is.Mode)
-	return os.OpenFile(at, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	return readClosed(place, is)
 }
 
 // procName is a path of name in an open directory for calls that take no descriptor: it

@@ -21,19 +21,17 @@ import (
 	"github.com/sandglass/sandglass/driver/sys"
 )
 
-// inMounts runs one of this binary's tests in a mount namespace of its own, where it may
-// mount overlays: as root, or as root of a user namespace.
+// inMounts runs one of this binary's tests in a user and a mount namespace of its own, where
+// it may mount overlays as a box's first process does. Without the user namespace an overlay
+// would note where a copied file is from (user.overlay.origin), and take a real file that
+// shows again for another name of its copy, if that was renamed.
 func inMounts(t *testing.T, test string, env ...string) {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"-m", "--propagation", "private"}
-	if os.Getuid() != 0 {
-		args = append(args, "-Ur")
-	}
-	c := exec.Command("unshare", append(args, exe, "-test.run", "^"+test+"$", "-test.v")...)
+	c := exec.Command("unshare", "-Urm", "--propagation", "private", exe, "-test.run", "^"+test+"$", "-test.v")
 	c.Env = append(append(os.Environ(), "OWN_MOUNTS=yes"), env...)
 	out, err := c.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "--- PASS: "+test) {

@@ -151,7 +151,7 @@ func (p *pair) changes() []string {
 
 // look describes a tree in all that a commit is to keep. times says which directories'
 // times count: those of directories in which something is changed are not the box's.
-func look(t *testing.T, top string, times func(rel string) bool) map[string]string {
+func looks(t *testing.T, top string, times func(rel string) bool) map[string]string {
 	t.Helper()
 	out := map[string]string{}
 	first := map[uint64]string{}
@@ -284,7 +284,7 @@ func everything(t *testing.T) (p *pair, want map[string]string) {
 		p.check(os.RemoveAll(filepath.Join(dir, f)))
 	}
 	p.check(syscall.Removexattr(filepath.Join(dir, "opaque"), "user.overlay.opaque"))
-	want = look(t, dir, newOnly)
+	want = looks(t, dir, newOnly)
 	return p, want
 }
 
@@ -297,7 +297,7 @@ func TestACommitIsWhatTheBoxShows(t *testing.T) {
 	p, want := everything(t)
 	r, err := p.commit()
 	p.check(err)
-	if d := diffLooks(look(t, p.real, newOnly), want); d != "" {
+	if d := diffLooks(looks(t, p.real, newOnly), want); d != "" {
 		t.Error(d)
 	}
 	if got := p.changes(); len(got) > 0 {
@@ -309,7 +309,7 @@ func TestACommitIsWhatTheBoxShows(t *testing.T) {
 	if len(r.Left)+len(r.Skipped)+len(r.Warnings) > 0 {
 		t.Errorf("%+v", r)
 	}
-	if left := look(t, p.up, newOnly); len(left) != 1 { // itself
+	if left := looks(t, p.up, newOnly); len(left) != 1 { // itself
 		t.Errorf("in the layer there are %v", left)
 	}
 }
@@ -319,7 +319,7 @@ func TestACommitThatIsKilledAtAnyStep(t *testing.T) {
 	outcomes := map[string]int{}
 	for at := 0; ; at++ {
 		p, want := everything(t)
-		before, boxBefore := look(t, p.real, all), p.changes()
+		before, boxBefore := looks(t, p.real, all), p.changes()
 		cmd := exec.Command("/proc/self/exe")
 		cmd.Env = append(os.Environ(), "SANDGLASS_TEST_COMMIT="+string(p.box), "SANDGLASS_TEST_STEP="+strconv.Itoa(at))
 		out, err := cmd.CombinedOutput()
@@ -334,7 +334,7 @@ func TestACommitThatIsKilledAtAnyStep(t *testing.T) {
 		if j, state, err := p.box.readJournal(); j != nil || err != nil {
 			t.Fatalf("at %d: the journal is %q (%v)", at, state, err)
 		}
-		old := diffLooks(look(t, p.real, all), before)
+		old := diffLooks(looks(t, p.real, all), before)
 		if old == "" {
 			outcomes["undone"]++
 			if got := p.changes(); !slices.Equal(got, boxBefore) {
@@ -346,7 +346,7 @@ func TestACommitThatIsKilledAtAnyStep(t *testing.T) {
 		} else {
 			outcomes["finished"]++
 		}
-		if d := diffLooks(look(t, p.real, newOnly), want); d != "" {
+		if d := diffLooks(looks(t, p.real, newOnly), want); d != "" {
 			t.Fatalf("at %d: neither the old tree:\n%s\nnor the new one:\n%s", at, old, d)
 		}
 		if got := p.changes(); len(got) > 0 {
@@ -491,7 +491,7 @@ func TestConflicts(t *testing.T) {
 			p.later()
 			test.outside(p)
 			top := filepath.Dir(p.real)
-			before := look(t, top, all)
+			before := looks(t, top, all)
 			_, err := p.commit()
 			var conflict *ConflictError
 			if !errors.As(err, &conflict) {
@@ -505,7 +505,7 @@ func TestConflicts(t *testing.T) {
 				t.Errorf("conflicts %v", conflict.Conflicts)
 			}
 			ignoreRun(before)
-			after := look(t, top, all)
+			after := looks(t, top, all)
 			ignoreRun(after)
 			if d := diffLooks(after, before); d != "" {
 				t.Error(d)
@@ -661,7 +661,7 @@ func TestSomebodyComesBetween(t *testing.T) {
 				if what == test.at && after == nil {
 					p.later()
 					test.do(p)
-					after = look(t, p.real, func(string) bool { return false })
+					after = looks(t, p.real, func(string) bool { return false })
 				}
 			}}
 			_, err := x.run()
@@ -671,7 +671,7 @@ func TestSomebodyComesBetween(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), p.real) {
 				t.Errorf("error %v", err)
 			}
-			if d := diffLooks(look(t, victim, all), map[string]string{".": look(t, victim, all)["."], "edit": look(t, victim, all)["edit"], "gone": look(t, victim, all)["gone"]}); d != "" {
+			if d := diffLooks(looks(t, victim, all), map[string]string{".": looks(t, victim, all)["."], "edit": looks(t, victim, all)["edit"], "gone": looks(t, victim, all)["gone"]}); d != "" {
 				t.Error(d)
 			}
 			for _, f := range []string{"edit", "gone"} {
@@ -679,7 +679,7 @@ func TestSomebodyComesBetween(t *testing.T) {
 					t.Errorf("%s outside is %q", f, got)
 				}
 			}
-			for f := range look(t, p.real, all) {
+			for f := range looks(t, p.real, all) {
 				if strings.Contains(f, ".sandglass-") && !strings.HasPrefix(f, "moved/") {
 					t.Errorf("%s is left", f)
 				}
@@ -700,7 +700,7 @@ func (p *pair) swap(name string) {
 
 func TestACommitThatIsCancelled(t *testing.T) {
 	p, _ := everything(t)
-	before := look(t, p.real, all)
+	before := looks(t, p.real, all)
 	ctx, cancel := context.WithCancel(context.Background())
 	_, err := p.box.Commit(ctx, CommitOptions{Progress: func(done, total int) {
 		if done == total/2 {
@@ -710,7 +710,7 @@ func TestACommitThatIsCancelled(t *testing.T) {
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
-	if d := diffLooks(look(t, p.real, all), before); d != "" {
+	if d := diffLooks(looks(t, p.real, all), before); d != "" {
 		t.Error(d)
 	}
 }
@@ -720,11 +720,11 @@ func TestAPlanThatHasChangedIsNotCarriedOut(t *testing.T) {
 	r, err := p.box.Commit(context.Background(), CommitOptions{DryRun: true})
 	p.check(err)
 	p.write(p.up, "one more", "that nobody has seen", 0o644)
-	before := look(t, p.real, all)
+	before := looks(t, p.real, all)
 	if _, err := p.box.Commit(context.Background(), CommitOptions{Expect: r.Digest}); err == nil {
 		t.Error("it was carried out")
 	}
-	if d := diffLooks(look(t, p.real, all), before); d != "" {
+	if d := diffLooks(looks(t, p.real, all), before); d != "" {
 		t.Error(d)
 	}
 	p.check(os.Remove(p.up + "/one more"))

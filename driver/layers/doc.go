@@ -12,6 +12,7 @@
 //
 //	dir.go       the folder: layers, locks, who runs in it
 //	changes.go   how the box differs from the real system
+//	settings.go  the same of files of settings, key by key
 //	commit.go    a commit: what there is to do, and what stands in the way
 //	choice.go    which changes it is about, and what it leaves in the layers
 //	staging.go   new content, written beside its targets

@@ -121,9 +121,13 @@ func SetXattrFD(fd int, name string, value []byte) error {
 
 func RemoveXattrFD(fd int, name string) error { return unix.Removexattr(fdPath(fd), name) }
 
-// SyncFS writes out the file system that the directory dirfd is on: syncfs(2), which tells
+// SyncFS writes out the file system that dirfd is on, a directory where it is no file to read: syncfs(2), which tells
 // of what failed to be written since Linux 5.8.
 func SyncFS(dirfd int) error {
+	err := unix.Syncfs(dirfd)
+	if err != unix.EBADF { // as of one that was opened with O_PATH
+		return err
+	}
 	fd, err := unix.Openat(dirfd, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err

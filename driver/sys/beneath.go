@@ -2,6 +2,7 @@ package sys
 
 import (
 	"errors"
+	"strings"
 	"syscall"
 	"time"
 	"unsafe"
@@ -94,3 +95,42 @@ func TouchAt(dirfd int, name string, mtime time.Time) error {
 func Lsetxattr(path, name string, v []byte) error { return unix.Lsetxattr(path, name, v, 0) }
 
 func Lremovexattr(path, name string) error { return unix.Lremovexattr(path, name) }
+
+// Listxattr and Getxattr read the extended attributes of what path leads to.
+func Listxattr(path string) ([]string, error) {
+	var buf [4096]byte
+	b := buf[:]
+	n, err := unix.Listxattr(path, b)
+	if err == unix.ERANGE {
+		b = make([]byte, 1<<16) // XATTR_LIST_MAX
+		n, err = unix.Listxattr(path, b)
+	}
+	if err != nil || n == 0 {
+		return nil, err
+	}
+	return strings.Split(strings.TrimRight(string(b[:n]), "\x00"), "\x00"), nil
+}
+
+func Getxattr(path, name string) ([]byte, error) {
+	var buf [256]byte
+	b := buf[:]
+	n, err := unix.Getxattr(path, name, b)
+	if err == unix.ERANGE {
+		b = make([]byte, 1<<16) // XATTR_SIZE_MAX
+		n, err = unix.Getxattr(path, name, b)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return append([]byte(nil), b[:n]...), nil
+}
+
+// ReadlinkOf reads the symbolic link that fd, opened with [OPath], is.
+func ReadlinkOf(fd int) (string, error) {
+	var b [4097]byte
+	n, e := ReadlinkAt(fd, []byte{0}, b[:])
+	if e != 0 {
+		return "", e
+	}
+	return string(b[:n]), nil
+}
