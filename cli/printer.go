@@ -133,7 +133,7 @@ func (p *printer) patch(text []byte) {
 		return
 	}
 	for l := range bytes.Lines(text) {
-		line, colour := clean(strings.TrimSuffix(string(l), "\n")), map[byte]string{'+': "32", '-': "31", '@': "36"}[l[0]]
+		line, colour := clean(strings.ReplaceAll(strings.TrimSuffix(string(l), "\n"), "\t", "    ")), map[byte]string{'+': "32", '-': "31", '@': "36"}[l[0]]
 		if p.colour && colour != "" {
 			line = "\x1b[" + colour + "m" + line + "\x1b[0m"
 		}

@@ -14,6 +14,9 @@
 //	run.go       one session, from the caller's side
 //	plan.go      which mounts make up the box's view (pure, from mountinfo)
 //	prepare.go   the layers and frames of the plan; the folder itself is package layers'
+//	private.go   private places: where they are and what the view has instead
+//	mask.go      what hides them on disk
+//	grant.go     who may read them after all, judged and performed
 //	stage.go     PID 1 of the session: mounts, drops privileges, starts the command, reaps
 //	landlock.go  the second wall around the command (its rules are pure)
 //	procfs.go    the box's /proc: the kernel's part of it is read-only

@@ -106,7 +106,7 @@ func trapsOf(o core.Observe, counts counting) []trap {
 	ts = append(ts, limitTraps...)
 	ts = append(ts, shmTraps...)
 	ts = append(ts, trap{call: sys.CallIoctl, arg: 1, values: trappedIoctls})
-	ts = append(ts, trap{call: sys.CallPrctl, values: []uint32{prSetPdeathsig}})
+	ts = append(ts, trap{call: sys.CallPrctl, values: []uint32{prSetPdeathsig, prSetMM}})
 	if counts.Affinity {
 		ts = append(ts, trap{call: sys.CallSchedSetaffinity})
 	} else {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -42,7 +43,6 @@ const (
 	maxMaps    = 8 << 20
 	maxEnviron = 4 << 20
 	maxCmdline = 64 << 10
-	maxAuxv    = 4 << 10
 )
 
 // newWarden makes the warden of a session. fds are the stage's clones of the places in
@@ -244,7 +244,10 @@ func (s *supervisor) privateWrite(act core.Action, p place, d core.Detail) (answ
 	case core.ActDelete, core.ActCreate, core.ActWrite, core.ActMkdir, core.ActRmdir, core.ActSymlink, core.ActMknod, core.ActBind:
 		return answer{}, false // opening was judged
 	}
-	if mode, there := s.modeOf(p.path); !there || mode&syscall.S_IFMT != syscall.S_IFREG {
+	mode, there := s.modeOf(p.path)
+	kind := mode & syscall.S_IFMT
+	moves := act == core.ActRename || act == core.ActExchange
+	if !there || kind != syscall.S_IFREG && !(moves && kind == syscall.S_IFDIR) {
 		return answer{}, false
 	}
 	return s.refuse(core.FilesPrivate, act, p.path, privateReason, syscall.EACCES, d), true
@@ -375,19 +378,20 @@ func (s *supervisor) impure(a *asker, dir string, p program) string {
 			return "it is traced"
 		}
 	}
-	env := readBounded(dir+"environ", maxEnviron)
-	if len(env) == maxEnviron {
-		return "its environment is too large to be looked at"
+	env, ok := environOf(a.tgid)
+	if !ok {
+		return "its environment cannot be looked at"
 	}
+	interprets := interpreters.MatchString(path.Base(p.Real))
 	for kv := range bytes.SplitSeq(env, []byte{0}) {
-		if name, _, _ := bytes.Cut(kv, []byte("=")); misleads(string(name)) {
+		if name, _, _ := bytes.Cut(kv, []byte("=")); misleads(string(name)) || interprets && misleadsInterpreter(string(name)) {
 			return "environment: " + core.Shorten(string(name), 80)
 		}
 	}
 	if why := s.mapped(dir); why != "" {
 		return why
 	}
-	if interpreters.MatchString(path.Base(p.Real)) {
+	if interprets {
 		switch {
 		case a.script == "":
 			return "an interpreter whose first argument is no script"
@@ -403,6 +407,43 @@ func (s *supervisor) impure(a *asker, dir string, p program) string {
 	return ""
 }
 
+// imageOf is what the kernel has noted of a process when it executed: where its code, stack,
+// arguments and environment are (proc_pid_stat(5), fields 26 to 28 and 45 to 51), which
+// prctl(PR_SET_MM) alone can change. nil when that is not to be seen. Of a process that
+// nobody may trace environ and auxv are root's to read; this is not.
+func imageOf(tgid int) []int64 {
+	_, num, ok := parseStat(readBounded("/proc/"+strconv.Itoa(tgid)+"/stat", 1024))
+	if !ok || num(28) == 0 {
+		return nil
+	}
+	var im []int64
+	for _, f := range []int{26, 27, 28, 45, 46, 47, 48, 49, 50, 51} {
+		im = append(im, num(f))
+	}
+	return im
+}
+
+// environOf reads the environment that a process was executed with from its memory.
+func environOf(tgid int) ([]byte, bool) {
+	im := imageOf(tgid)
+	if im == nil {
+		return nil, false
+	}
+	from, to := uint64(im[8]), uint64(im[9])
+	if to < from || to-from > maxEnviron {
+		return nil, false
+	}
+	env := make([]byte, to-from)
+	const part = 64 << 10 // what one read takes at least
+	for at := 0; at < len(env); at += part {
+		b := env[at:min(len(env), at+part)]
+		if n, e := sys.ReadMem(tgid, from+uint64(at), b); e != 0 || n < len(b) {
+			return nil, false
+		}
+	}
+	return env, true
+}
+
 // tracedBy reads TracerPid of a status file.
 func tracedBy(file string) (int, bool) {
 	for l := range bytes.Lines(readBounded(file, 4096)) {
@@ -414,17 +455,31 @@ func tracedBy(file string) (int, bool) {
 }
 
 // misleads says whether a variable of the environment can make a program load what is not its
-// own: ld.so(8), the variables of interpreters and of well-known libraries.
+// own: those of ld.so(8), of libraries that load others, and of interpreters, which are inside
+// of other programs as well.
 func misleads(name string) bool {
 	switch name {
-	case "LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "LD_ORIGIN_PATH", "LD_PROFILE", "LD_DEBUG_OUTPUT", "GCONV_PATH", "GETCONF_DIR", "LOCPATH", "NIS_PATH", "HOSTALIASES", "RES_OPTIONS", "LOCALDOMAIN",
-		"MALLOC_TRACE", "GLIBC_TUNABLES", "BASH_ENV", "ENV", "SHELLOPTS", "BASHOPTS", "PS4", "PROMPT_COMMAND", "ZDOTDIR", "NODE_OPTIONS", "NODE_PATH", "NODE_EXTRA_CA_CERTS", "RUBYOPT", "RUBYLIB", "GEM_HOME", "GEM_PATH", "BUNDLE_GEMFILE",
-		"LUA_PATH", "LUA_CPATH", "LUA_INIT", "PHPRC", "PHP_INI_SCAN_DIR", "TCLLIBPATH", "CLASSPATH", "JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS", "OPENSSL_CONF", "OPENSSL_MODULES", "OPENSSL_ENGINES", "SSLKEYLOGFILE",
-		"GIO_EXTRA_MODULES", "GTK_MODULES", "GTK_PATH", "QT_PLUGIN_PATH", "PKCS11_PROVIDER_MODULE", "KRB5_CONFIG", "SASL_PATH", "PAGER", "LESSOPEN", "LESSCLOSE", "GDBHISTFILE", "AWKPATH", "AWKLIBPATH", "GAWKLIBPATH":
+	case "LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "LD_ORIGIN_PATH", "LD_PROFILE", "LD_DEBUG_OUTPUT", "GCONV_PATH", "GETCONF_DIR", "LOCPATH", "NIS_PATH", "MALLOC_TRACE",
+		"OPENSSL_CONF", "OPENSSL_MODULES", "OPENSSL_ENGINES", "SSLKEYLOGFILE", "GIO_EXTRA_MODULES", "GIO_MODULE_DIR", "GTK_MODULES", "GTK_PATH", "QT_PLUGIN_PATH", "SASL_PATH",
+		"PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "PERL5LIB", "PERL5OPT", "PERLLIB", "NODE_OPTIONS", "NODE_PATH", "RUBYOPT", "RUBYLIB":
 		return true
 	}
-	return strings.HasPrefix(name, "PYTHON") || strings.HasPrefix(name, "PERL") || strings.HasPrefix(name, "BASH_FUNC_") || strings.HasPrefix(name, "LUA_PATH_") || strings.HasPrefix(name, "LUA_CPATH_") ||
-		strings.HasPrefix(name, "LUA_INIT_")
+	return false
+}
+
+// misleadsInterpreter says it of what interpreters alone look at.
+func misleadsInterpreter(name string) bool {
+	switch name {
+	case "BASH_ENV", "ENV", "SHELLOPTS", "BASHOPTS", "PS4", "PROMPT_COMMAND", "ZDOTDIR", "GEM_HOME", "GEM_PATH", "BUNDLE_GEMFILE", "PHPRC", "PHP_INI_SCAN_DIR", "TCLLIBPATH",
+		"CLASSPATH", "JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS", "AWKPATH", "AWKLIBPATH", "GDBHISTFILE":
+		return true
+	}
+	for _, p := range []string{"PYTHON", "PERL", "BASH_FUNC_", "LUA_", "R_", "JULIA_", "GUILE_"} {
+		if strings.HasPrefix(name, p) {
+			return true
+		}
+	}
+	return false
 }
 
 // mapped says which file of the box's own is mapped into a process, from its maps
@@ -529,36 +584,36 @@ var rootDir = sync.OnceValue(func() int {
 })
 
 // executing notes that p is about to execute. Whether it has the kernel's word says later, see
-// settleExec: the auxiliary vector, which the kernel alone writes, is another then.
+// settleExec: its image is another then.
 func (s *supervisor) executing(p *proc) {
 	if s.warden == nil || !s.warden.judges() {
 		return
 	}
 	s.settleExec(p)
-	p.aux = nil
+	p.image = nil
 	dir := "/proc/" + strconv.Itoa(p.tgid) + "/"
 	if t, ok := tracedBy(dir + "status"); ok && t == 0 {
-		p.aux = readBounded(dir+"auxv", maxAuxv)
+		p.image = imageOf(p.tgid)
 	}
 }
 
-// settleExec finds out whether p has executed since it last wanted to. The same vector by
+// settleExec finds out whether p has executed since it last wanted to. The same image by
 // chance - where the box has turned off the randomising of addresses - counts as no.
 func (s *supervisor) settleExec(p *proc) {
-	if len(p.aux) == 0 {
+	if p.image == nil {
 		return
 	}
-	if now := readBounded("/proc/"+strconv.Itoa(p.tgid)+"/auxv", maxAuxv); len(now) > 0 && !bytes.Equal(now, p.aux) {
+	if now := imageOf(p.tgid); now != nil && !slices.Equal(now, p.image) {
 		p.clean, p.own = true, ""
 		p.holds.Store(false)
 	}
-	p.aux = nil
+	p.image = nil
 }
 
 // taint notes that somebody traces p or writes in its memory, or is about to.
 func (p *proc) taint() {
 	if p != nil {
-		p.clean, p.aux = false, nil
+		p.clean, p.image = false, nil
 	}
 }
 
@@ -590,6 +645,9 @@ func (s *supervisor) scriptOf(tgid int) string {
 	}
 	return p.path
 }
+
+// maxKept is how many descriptors are looked at when who holds what is private executes.
+const maxKept = 256
 
 // maxRights is how many descriptors one message carries (SCM_MAX_FD).
 const maxRights = 253
@@ -631,31 +689,24 @@ func (s *supervisor) passes(h []byte) {
 	}
 }
 
-// kept names a private file that what p executes inherits a descriptor of, "" when there is
-// none.
+// kept names a private file that p has open when it executes, "" when there is none. What it
+// executes has it too, but where the descriptor is closed by that.
 func (s *supervisor) kept(p *proc) string {
 	if !p.holds.Load() {
 		return ""
 	}
-	d, err := os.Open("/proc/" + strconv.Itoa(p.tgid) + "/fd")
-	if err != nil {
-		return ""
-	}
-	defer d.Close()
-	names, err := d.Readdirnames(1024)
-	if err != nil && len(names) == 0 {
-		return ""
-	}
-	for _, n := range names {
-		st, err := sys.StatPath(d.Name() + "/" + n)
+	for n := range maxKept {
+		fd, err := sys.ThreadFD(int(s.n.TID), n)
+		if err != nil {
+			continue
+		}
+		st, err := sys.Stat(fd)
+		sys.CloseFD(fd)
 		if err != nil {
 			continue
 		}
 		if file, ok := s.warden.name(idOf(&st)); ok {
-			fd, err := strconv.Atoi(n)
-			if flags, known := sys.DescriptorFlags(p.tgid, fd); err == nil && known && flags&syscall.O_CLOEXEC == 0 {
-				return file
-			}
+			return file
 		}
 	}
 	return ""

@@ -33,6 +33,7 @@ const (
 	ptraceSeize   = 0x4206
 
 	prSetPdeathsig = 1 // linux/prctl.h
+	prSetMM        = 35
 )
 
 // judgeProcess judges the calls of [processTraps].

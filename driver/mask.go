@@ -187,7 +187,8 @@ func (b boxDir) hide(ls []layers.Layer, p string) error {
 // unhide takes away what hides p: the whiteout, or that the box's own directory there hides
 // the real one. What the box has deleted or replaced stays so.
 func (b boxDir) unhide(ls []layers.Layer, p string) error {
-	l, rel, ok := layers.Place(ls, p)
+	// A layer of its own, where it has got one since, is mounted over the one with the whiteout.
+	l, rel, ok := layers.Place(slices.DeleteFunc(slices.Clone(ls), func(l layers.Layer) bool { return l.Path == p }), p)
 	if !ok || rel == "" {
 		return nil
 	}

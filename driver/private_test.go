@@ -2,18 +2,16 @@ package driver
 
 import (
 	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
+	"unsafe"
 
 	"github.com/sandglass/sandglass/core"
 	"github.com/sandglass/sandglass/driver/layers"
@@ -296,9 +294,6 @@ func TestWhatIsNotTheProgramOfTheGrant(t *testing.T) {
 	id := l.secret(".ssh/id")
 	cat := realPath(t, "cat")
 	libc := ""
-	for line := range strings.Lines(string(of(os.ReadFile("/proc/self/maps")))) {
-		_ = line
-	}
 	out, err := exec.Command("ldd", cat).Output()
 	if err != nil {
 		t.Fatal(err)
@@ -345,13 +340,6 @@ func TestWhatIsNotTheProgramOfTheGrant(t *testing.T) {
 			t.Errorf("a changed program: %q, %q\n%s %v", r.out, why(r, id), r.stderr, privateOps(r.ops, id))
 		}
 	}
-}
-
-func of[T any](v T, err error) T {
-	if err != nil {
-		panic(err)
-	}
-	return v
 }
 
 func TestScriptsAndInterpreters(t *testing.T) {
@@ -503,7 +491,140 @@ func TestWhatAProgramWithAGrantHolds(t *testing.T) {
 	}
 }
 
-var _ = slices.Contains[[]string]
-var _ = json.Marshal
-var _ net.Conn
-var _ time.Duration
+func init() {
+	// private-race opens a file whose path another thread rewrites meanwhile, and tells what
+	// it got of a private one.
+	programs["private-race"] = func() {
+		plain, secret := os.Args[1], os.Args[2]
+		path := make([]byte, 4096)
+		swap := func(p string) {
+			copy(path, p)
+			path[len(p)] = 0
+		}
+		if len(plain) != len(secret) {
+			fmt.Println("paths of two lengths")
+			return
+		}
+		swap(plain)
+		stop := make(chan struct{})
+		go func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					copy(path, secret)
+					copy(path, plain)
+				}
+			}
+		}()
+		data := make([]byte, 100)
+		for range 3000 {
+			fd, _, e := syscall.Syscall6(syscall.SYS_OPENAT, ^uintptr(99), uintptr(unsafe.Pointer(&path[0])), syscall.O_RDONLY, 0, 0, 0)
+			if e != 0 {
+				continue
+			}
+			n, _ := syscall.Read(int(fd), data)
+			if strings.Contains(string(data[:max(n, 0)]), canary) {
+				fmt.Println("read", string(data[:n]))
+			}
+			syscall.Close(int(fd))
+		}
+		close(stop)
+		fmt.Println("end")
+	}
+}
+
+// Whatever the supervisor was shown, the kernel finds nothing, or zeros.
+func TestARaceReadsNothingPrivate(t *testing.T) {
+	l := newLab(t)
+	l.secret(".ssh/id")
+	l.write("open/id", "plain")
+	l.write("xssh/id", "plain")
+	l.boxed(runOpts{}, "private-race", filepath.Join(l.dir, "xssh/id"), filepath.Join(l.dir, ".ssh/id"))
+	l.boxed(runOpts{box: "g", policy: grants("allow ~/.ssh from " + realPath(t, "cat"))}, "private-race", filepath.Join(l.dir, "open/id"), filepath.Join(l.dir, ".ssh/id"))
+}
+
+func TestAPersonIsAskedAboutAPrivateFile(t *testing.T) {
+	for _, c := range []struct {
+		answer string
+		out    string
+	}{{"allow", canary + " .ssh/id\n"}, {"block", ""}} {
+		l := newLab(t)
+		id := l.secret(".ssh/id")
+		asked := make(chan string, 1)
+		done := make(chan error, 1)
+		go func() {
+			ask := <-asked
+			if ask == "" {
+				done <- nil
+				return
+			}
+			qs, err := Questions(l.boxDir("b"))
+			if err == nil && (len(qs) != 1 || qs[0].ID != ask || qs[0].Proto != "file" || qs[0].Target != id) {
+				err = fmt.Errorf("questions: %v", qs)
+			}
+			_, aerr := Ask(l.boxDir("b"), Order{Do: "answer", Ask: ask, Allow: c.answer == "allow"})
+			done <- errors.Join(err, aerr)
+		}()
+		r := l.run(runOpts{policy: grants("ask ~/.ssh from " + realPath(t, "cat")), live: func(op *core.Operation) {
+			if op.Action == core.ActAsk && op.Detail["answer"] == "" {
+				asked <- op.Detail["ask"]
+			}
+		}}, "/bin/sh", "-c", "cat .ssh/id")
+		close(asked)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if r.out != c.out {
+			t.Errorf("%s: the box sees %q", c.answer, r.out)
+		}
+		var answered bool
+		for _, op := range privateOps(r.ops, id) {
+			answered = answered || op.Action == core.ActAsk && op.Detail["answer"] == c.answer
+		}
+		if !answered {
+			t.Errorf("%s: the answer is not on record: %v", c.answer, privateOps(r.ops, id))
+		}
+	}
+}
+
+func TestWhoJoinsHasTheSameView(t *testing.T) {
+	l := newLab(t)
+	l.secret(".ssh/id")
+	defer l.background(runOpts{})()
+	r := l.run(runOpts{quiet: true, policy: func(p *core.Policy) { p.AddPrivate("!~/.ssh") }}, "/bin/cat", ".ssh/id")
+	if r.err == nil || !strings.Contains(r.err.Error(), "other private places or grants") || len(core.Hints(r.err)) == 0 {
+		t.Errorf("another view: %v, %q", r.err, r.out)
+	}
+	r = l.run(runOpts{}, "/bin/sh", "-c", "cat .ssh/id || echo none")
+	if r.out != "none\n" {
+		t.Errorf("the same view: %q", r.out)
+	}
+}
+
+func TestARunThatCannotBeIsRefused(t *testing.T) {
+	l := newLab(t)
+	l.secret(".ssh/id")
+	r := l.run(runOpts{quiet: true, observe: core.ObserveLean, policy: grants("allow ~/.ssh from /bin/cat")}, "/bin/true")
+	if r.err == nil || !strings.Contains(r.err.Error(), "observe") || len(core.Hints(r.err)) == 0 {
+		t.Errorf("a grant without seeing what is opened: %v", r.err)
+	}
+	pr := private{Places: []privPlace{{Path: l.dir, Text: "~/notes", How: privGone}}}
+	err := pr.checkDir(filepath.Join(l.dir, ".ssh"))
+	if err == nil || !strings.Contains(err.Error(), "is private (~/notes)") || len(core.Hints(err)) == 0 {
+		t.Errorf("a working directory that is private: %v", err)
+	}
+}
+
+// The same place by another mount, and a mount of what is in it.
+func TestPrivatePlacesByOtherMounts(t *testing.T) {
+	vis := map[string]mountEntry{
+		"/":       {id: 1, dev: "8:1", root: "/", point: "/", fstype: "ext4"},
+		"/mnt/b":  {id: 2, dev: "8:1", root: "/home/me", point: "/mnt/b", fstype: "ext4"},
+		"/mnt/in": {id: 3, dev: "8:1", root: "/home/me/.ssh/keys", point: "/mnt/in", fstype: "ext4"},
+	}
+	if got, want := strings.Join(hidden(vis, []string{"/home/me/.ssh"}), " "), "/home/me/.ssh /mnt/b/.ssh /mnt/in"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}

@@ -29,7 +29,7 @@ type proc struct {
 	ended bool
 	init  bool // the stage itself: nothing of it is logged
 	// Of grants, see grant.go. All but holds are the serving goroutine's.
-	aux   []byte       // the auxiliary vector when it last wanted to execute; nil: that is settled
+	image []int64      // of it when it last wanted to execute; nil: that is settled
 	clean bool         // it has executed since it was made, and nobody has traced it since
 	own   string       // a file of the box's own that it has opened since then
 	holds *atomic.Bool // it has got a descriptor of a private file, or was made by one that has

@@ -425,6 +425,12 @@ func (s *supervisor) judge() answer {
 	case sys.CallSetrlimit:
 		return s.coreLimit(c, true)
 	case sys.CallPrctl:
+		if uint32(a[0]) == prSetMM {
+			if s.warden.judges() { // by it a process is known to have executed
+				return s.refuse(core.ProcessMemory, core.ActSyscall, "PR_SET_MM", privateReason, syscall.EPERM, core.Detail{"call": c.String()})
+			}
+			return answer{}
+		}
 		s.outside.sends(s.p.pid, uint32(a[1])) // when its parent dies
 		return answer{}
 	case sys.CallUnshare:
@@ -551,6 +557,14 @@ func (s *supervisor) procLink(kind string, fd int32) (string, syscall.Errno) {
 	b = append(b, 0)
 	s.name = b
 	n, e := sys.ReadlinkAt(dir, b, s.link[:])
+	if e == syscall.EACCES && fd >= 0 { // of a program that nobody may read: its fd directory is root's
+		if own, err := sys.ThreadFD(int(s.n.TID), int(fd)); err == nil {
+			s.name = strconv.AppendInt(append(s.name[:0], "/proc/self/fd/"...), int64(own), 10)
+			s.name = append(s.name, 0)
+			n, e = sys.ReadlinkAt(-1, s.name, s.link[:])
+			sys.CloseFD(own)
+		}
+	}
 	if e != 0 {
 		return "", e
 	}

@@ -166,7 +166,7 @@ func (s *scan) scanLayer(l Layer) error {
 	} else if err != nil {
 		return s.f(&core.Change{Path: l.Path, Kind: core.Modified, Unread: reason(err)})
 	}
-	if s.top, err = openBeneath(d.up, "", sys.OPath|syscall.O_DIRECTORY); err != nil {
+	if s.top, err = openPlace(s.b.Upper(l)); err != nil {
 		return err
 	}
 	defer s.top.Close()

@@ -22,6 +22,7 @@ import (
 //	layers/N/path   which directory that is, should layers.json be lost
 //	layers/N/frame  the bare frame of a directory with mount points further down
 //	manifest        what the upper layers were like when the last session had ended
+//	layers/trash    what was discarded and is not removed yet
 //	mnt             where the box's root is put together (empty outside the box)
 //	run/lock        held while the box's mounts are made
 //	commit/         the journal of a commit, and what is known of the last ones

@@ -21,4 +21,7 @@
 //	journal.go   what makes it all or nothing: undoing and finishing
 //	known.go     what commits themselves left, and is nobody else's doing
 //	tree.go      real directories that go away
+//	open.go      either version of a file
+//	patch.go     what differs in it, for people
+//	discard.go   throwing changes away
 package layers
