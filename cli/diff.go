@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/core/settings"
 	"github.com/sandglass/sandglass/driver/layers"
 )
 
@@ -132,6 +133,8 @@ type changeJSON struct {
 	Is      *core.FileState `json:"is,omitempty"`
 	Runs    string          `json:"runs,omitempty"` // see core.Persists
 	Unread  string          `json:"unread,omitempty"`
+	// Settings are those that differ, of a file of them ([settings.Named]).
+	Settings []settings.Change `json:"settings,omitempty"`
 }
 
 func jsonOfChange(c *core.Change) changeJSON {
@@ -154,7 +157,11 @@ func (d *diff) change(c *core.Change) error {
 		d.slow.progress("%d changes", d.counts.Total())
 		return nil
 	case d.asJSON:
-		if err := d.p.JSON(jsonOfChange(c)); err != nil {
+		j := jsonOfChange(c)
+		if settings.Named(c.Path) {
+			j.Settings, _, _, _ = d.dir.Settings(c) // what cannot be read is bytes, as any other
+		}
+		if err := d.p.JSON(j); err != nil {
 			return err
 		}
 	case d.patch:
@@ -194,6 +201,11 @@ func (d *diff) line(c *core.Change) painted {
 		}
 		s += "  " + what
 	}
+	if settings.Named(c.Path) {
+		if cs, kind, ok, err := d.dir.Settings(c); ok && err == nil {
+			s += fmt.Sprintf("  %s settings: %d changed", kind, len(cs))
+		}
+	}
 	if c.Unread != "" {
 		s += "  (not read: " + clean(c.Unread) + ")"
 	}
@@ -205,6 +217,12 @@ func (d *diff) patchOf(c *core.Change) error {
 	var out bytes.Buffer // bounded by PatchOptions
 	if is, was := c.Is, c.Was; is != nil && is.Type == core.TypeSymlink || is == nil && was.Type == core.TypeSymlink {
 		return d.links(c)
+	}
+	if cs, _, ok, err := d.dir.Settings(c); err != nil {
+		return err
+	} else if ok {
+		d.settings(cs)
+		return nil
 	}
 	old, oldSize, err := d.version(c, c.Was, false)
 	if err != nil {
@@ -224,6 +242,20 @@ func (d *diff) patchOf(c *core.Change) error {
 	}
 	d.p.patch(out.Bytes())
 	return nil
+}
+
+// mostSettings bounds those that are shown of one file.
+const mostSettings = 10000
+
+// settings prints which settings differ, each on a line that is a comment to patch(1).
+func (d *diff) settings(cs []settings.Change) {
+	for i, c := range cs {
+		if i == mostSettings {
+			d.p.Line("# ... and %d more", len(cs)-i)
+			return
+		}
+		d.p.Line("# %s", core.Shorten(c.String(), 4096))
+	}
 }
 
 func (d *diff) links(c *core.Change) error {

@@ -50,10 +50,12 @@ func Decode(path string, data []byte) (db Database, kind string, ok bool) {
 	return sorted(db), kind, true
 }
 
-// Named says whether a path is that of a file of settings, whatever is in it.
+// Named says whether a path is one that a file of settings usually has, so that it is worth
+// reading it.
 func Named(path string) bool {
 	dir, name := split(path)
-	return strings.HasSuffix(dir, "/.config/dconf") || dir == "/etc/dconf/db" || isKeyFile(path) || name == "system.reg" || name == "user.reg" || name == "userdef.reg"
+	_, folder := split(dir)
+	return folder == "dconf" || dir == "/etc/dconf/db" || isKeyFile(path) || name == "system.reg" || name == "user.reg" || name == "userdef.reg"
 }
 
 func split(path string) (dir, name string) {
