@@ -138,7 +138,7 @@ type changeJSON struct {
 }
 
 func jsonOfChange(c *core.Change) changeJSON {
-	j := changeJSON{Path: strings.ToValidUTF8(c.Path, "\ufffd"), Kind: c.Kind.String(), Parts: c.Parts, Was: c.Was, Is: c.Is, Runs: core.Persists(c.Path), Unread: c.Unread}
+	j := changeJSON{Path: c.Path, Kind: c.Kind.String(), Parts: c.Parts, Was: c.Was, Is: c.Is, Runs: core.Persists(c.Path), Unread: c.Unread}
 	if !utf8.ValidString(c.Path) {
 		j.PathB64 = base64.StdEncoding.EncodeToString([]byte(c.Path))
 	}
