@@ -19,13 +19,13 @@ import (
 // anything (a mark on the mount or the file system would be looked at in each open of any file
 // of it) and holds nobody up.
 //
-// The box's own reads and writes reach the same files, but overlayfs opens them with
-// FMODE_NONOTIFY (fs/backing-file.c): they make no events. What it makes, moves and deletes
-// there does, and copying from one file to another in the kernel; such an event is dropped when its process
-// is of the box, or has ended and was one that the supervisor knew. Where not all can be known,
+// The box's own operations reach the same files. overlayfs opens them with FMODE_NONOTIFY
+// (fs/backing-file.c), so most of its reads and writes make no events; truncating, copying within the
+// kernel and whatever changes a directory does. Such an event is dropped when its process is
+// of the box, or has ended and was one that the supervisor knew. Where not all can be known,
 // because several sessions run or plain reads are not intercepted, nothing is said of processes
-// that have ended. An ordinary user's group is not told whose an event
-// is, and so hears of nothing but writes.
+// that have ended. Only root's group is told whose an event is: an ordinary user's could not tell
+// the box from outside, and is not made.
 type intruders struct {
 	fan  *sys.Fanotify
 	b    boxDir
@@ -51,7 +51,7 @@ type intrusion struct {
 }
 
 const (
-	maxMarks = 1 << 13 // directories; each stays in memory, and an ordinary user may have as many (fanotify(7), max_user_marks)
+	maxMarks = 1 << 13 // directories; each stays in memory
 	maxSaid  = 1 << 12
 )
 
@@ -59,6 +59,10 @@ const (
 func watchIntruders(b boxDir, ls []layers.Layer, init int, knew func(int) bool, emit func(*core.Operation)) *intruders {
 	fan, err := sys.NewFanotify()
 	if err != nil {
+		return nil
+	}
+	if !fan.Who {
+		fan.Close()
 		return nil
 	}
 	w := &intruders{fan: fan, b: b, emit: emit, knew: knew, dirs: map[string]string{}, ups: map[string]string{}, said: map[intrusion]bool{}, done: make(chan struct{})}
@@ -70,12 +74,7 @@ func watchIntruders(b boxDir, ls []layers.Layer, init int, knew func(int) bool, 
 	return w
 }
 
-func (w *intruders) mask() uint64 {
-	if !w.fan.Who {
-		return sys.FanModify
-	}
-	return sys.FanAccess | sys.FanModify | sys.FanAttrib | sys.FanFrom | sys.FanTo | sys.FanCreate | sys.FanDelete
-}
+const intrudeMask = sys.FanAccess | sys.FanModify | sys.FanAttrib | sys.FanFrom | sys.FanTo | sys.FanCreate | sys.FanDelete
 
 // tree marks a directory and those below it, as far as there is room.
 func (w *intruders) tree(up, real string) {
@@ -83,7 +82,7 @@ func (w *intruders) tree(up, real string) {
 		w.full = true
 		return
 	}
-	if w.fan.Mark(up, w.mask()) != nil {
+	if w.fan.Mark(up, intrudeMask) != nil {
 		return // gone since, no directory, or closed
 	}
 	h, err := sys.DirHandle(up)
@@ -177,7 +176,7 @@ func (w *intruders) event(e *sys.FanEvent) {
 		return // its own, or a listing
 	}
 	d := core.Detail{"change": what}
-	if e.PID > 0 && !w.outsider(e.PID, d) {
+	if !w.outsider(e.PID, d) {
 		return
 	}
 	k := intrusion{e.PID, what, p}

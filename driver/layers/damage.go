@@ -257,17 +257,17 @@ func forged(dir bool, up string) (out []string) {
 			continue
 		}
 		v, err := sys.Lgetxattr(up, n)
-		ok := err == nil
+		shut := err != nil // as of a layer of a folder that is closed to its user: the name alone tells
+		ok := false
 		switch short {
 		case "origin":
-			ok = ok && (len(v) == 0 || len(v) >= 4 && v[1] == 0xfb) // struct ovl_fb: version, magic
+			ok = shut || len(v) == 0 || len(v) >= 4 && v[1] == 0xfb // struct ovl_fb: version, magic
 		case "opaque":
-			ok = ok && dir && (string(v) == "y" || string(v) == "x")
+			ok = dir && (shut || string(v) == "y" || string(v) == "x")
 		case "impure":
-			ok = ok && dir && string(v) == "y"
+			ok = dir && (shut || string(v) == "y")
 		case "uuid", "protattr":
-		default:
-			ok = false
+			ok = true
 		}
 		if !ok {
 			out = append(out, n)
