@@ -564,6 +564,19 @@ func TestWhatRunsLaterIsWarnedOf(t *testing.T) {
 	}
 }
 
+// TestACommitIsNotSomebodyFromOutside: it takes from the layers, and reads them.
+func TestACommitIsNotSomebodyFromOutside(t *testing.T) {
+	p, _ := everything(t)
+	ctx := context.Background()
+	p.check(p.box.WriteManifest(ctx))
+	_, err := p.commit("edit", "new", "dir")
+	p.check(err)
+	p.check(p.box.CompareManifest(ctx, func(c OutsideChange) error {
+		t.Errorf("%+v", c)
+		return nil
+	}))
+}
+
 func TestSocketsStay(t *testing.T) {
 	p := newPair(t)
 	p.check(os.Mkdir(p.up+"/d", 0o755))

@@ -1,6 +1,7 @@
 package layers
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -402,6 +403,12 @@ func (x *commit) finish() error {
 	x.at("note what is known")
 	if err := x.noteDone(); err != nil {
 		return err
+	}
+	if x.b.HasManifest() { // what the layers lost was not taken from outside
+		x.at("write the manifest")
+		if err := x.b.WriteManifest(context.Background()); err != nil {
+			return err
+		}
 	}
 	x.at("remove the journal")
 	return x.b.clearJournal()
