@@ -544,9 +544,6 @@ func webpPixels(b []byte) int64 {
 	return 1 << 62
 }
 
-// atWords says when the files are shown as of.
-func (v *filesView) atWords() string { return clockText(v.at, true) }
-
 // atField is the value of the field for a time.
 func (v *filesView) atField() string {
 	if v.at.IsZero() {
