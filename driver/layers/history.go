@@ -266,7 +266,7 @@ func (h *History) Touch(t time.Time, p string, d Doing) (k Kept, later func() Ke
 		if (d == Comes || d == Writes) && h.again(p, &was) {
 			return Kept{}, nil
 		}
-		if d == GoesDir && was.kind == present && !h.emptied(t, i, rel, p) {
+		if d == GoesDir && was.kind == present && (was.state.Type != core.TypeDir || !h.emptied(t, i, rel, p)) {
 			return Kept{}, nil
 		}
 		was.meta = d == Attributes || d == Comes

@@ -635,7 +635,10 @@ func (b Dir) openLayers(src string, flags int) (*os.File, error) {
 		return nil, err
 	}
 	defer sys.CloseFD(root)
-	fd, err := sys.OpenBeneath(root, rel, flags|syscall.O_NONBLOCK)
+	if flags&sys.OPath == 0 { // which takes no other
+		flags |= syscall.O_NONBLOCK
+	}
+	fd, err := sys.OpenBeneath(root, rel, flags)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: src, Err: err}
 	}
