@@ -43,20 +43,21 @@ var mayImport = map[string][]string{
 // doors are the packages through which alone something outside is used. A prefix stands
 // for all packages below it.
 var doors = map[string]string{
-	"unsafe":                        "driver/sys",
-	"golang.org/x/sys":              "driver/sys",
-	"github.com/nats-io":            "events",
-	"gvisor.dev/gvisor":             "driver/network",
-	"github.com/quic-go/quic-go":    "testworld",
-	"golang.org/x/net":              "driver/network",
-	"golang.org/x/crypto":           "driver/network",
-	"modernc.org/sqlite":            "store",
-	"database/sql":                  "store",
-	"github.com/go-chi/chi/v5":      "web",
-	"github.com/a-h/templ":          "web",
-	"github.com/alexedwards/scs/v2": "web",
-	"github.com/spf13/cobra":        "cli",
-	"golang.org/x/term":             "cli",
+	"unsafe":                           "driver/sys",
+	"golang.org/x/sys":                 "driver/sys",
+	"github.com/nats-io":               "events",
+	"gvisor.dev/gvisor":                "driver/network",
+	"github.com/quic-go/quic-go":       "testworld",
+	"golang.org/x/net":                 "driver/network",
+	"golang.org/x/crypto":              "driver/network",
+	"modernc.org/sqlite":               "store",
+	"database/sql":                     "store",
+	"github.com/go-chi/chi/v5":         "web",
+	"github.com/a-h/templ":             "web",
+	"github.com/alexedwards/scs/v2":    "web",
+	"github.com/aymanbagabas/go-udiff": "driver/layers",
+	"github.com/spf13/cobra":           "cli",
+	"golang.org/x/term":                "cli",
 }
 
 // pure packages do no input or output: the same arguments give the same results for ever.

@@ -50,7 +50,7 @@ func (h Home) Box(name string) (core.Box, error) {
 	}
 	var b boxFile
 	if err := json.Unmarshal(data, &b); err != nil {
-		return core.Box{}, core.Hint(fmt.Errorf("box %s: read %s: %w", name, path, err), "`sandglass box rm "+name+"` removes the box with everything in it")
+		return core.Box{}, core.Hint(fmt.Errorf("box %s: %w: read %s: %w", name, errBoxFile, path, err), "`sandglass box repair "+name+"` makes it anew; `sandglass box rm "+name+"` removes the box with everything in it")
 	}
 	if b.Version != boxVersion {
 		return core.Box{}, core.Hint(fmt.Errorf("box %s: version %d of box.json is unknown", name, b.Version), "a newer sandglass made this box: use that one")
@@ -89,23 +89,28 @@ func (h Home) CreateBox(name, policy string, now time.Time) (b core.Box, made bo
 		return b, false, err
 	}
 	b = core.Box{Name: name, Policy: policy, Created: now.UTC()}
-	data, err := json.MarshalIndent(boxFile{boxVersion, b}, "", "  ")
-	if err != nil {
-		return b, false, err
-	}
 	dir := h.box(name)
 	err = os.Mkdir(dir, 0o700)
 	if errors.Is(err, fs.ErrExist) { // a making or a removal that was cut short
 		err = nil
 	}
 	if err == nil {
-		err = writeAtomic(h.path("boxes", name, "box.json"), append(data, '\n'))
+		err = h.writeBox(b)
 	}
 	if err != nil {
 		os.Remove(dir)
 		return b, false, homeHint(fmt.Errorf("create box %s: %w", name, err))
 	}
 	return b, true, nil
+}
+
+// writeBox writes a box's metadata.
+func (h Home) writeBox(b core.Box) error {
+	data, err := json.MarshalIndent(boxFile{boxVersion, b}, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeAtomic(h.path("boxes", b.Name, "box.json"), append(data, '\n'))
 }
 
 // UseBox is CreateBox for a session: the box cannot be removed until the lock, which any
@@ -119,6 +124,9 @@ func (h Home) UseBox(name, policy string, now time.Time) (b core.Box, made bool,
 		b, err := h.Box(name)
 		if err == nil {
 			return b, made, l, nil
+		}
+		if errors.Is(err, errBoxFile) { // the driver opens it read-only
+			return core.Box{Name: name, Policy: policy, Created: now.UTC()}, false, l, nil
 		}
 		l.Unlock()
 		if !errors.Is(err, core.ErrNotFound) {

@@ -22,7 +22,7 @@ func newBox(p *printer) *cobra.Command {
 		Args:  cobra.ArbitraryArgs,
 		RunE:  func(c *cobra.Command, args []string) error { return needSubcommand(c, args) },
 	}
-	for _, sub := range []*cobra.Command{newBoxList(p), newBoxShow(p), newBoxCreate(p), newBoxSet(), newBoxRemove(p)} {
+	for _, sub := range []*cobra.Command{newBoxList(p), newBoxShow(p), newBoxCreate(p), newBoxSet(), newBoxRepair(p), newBoxRemove(p)} {
 		sub.DisableFlagsInUseLine = true
 		c.AddCommand(sub)
 	}
@@ -115,6 +115,7 @@ type boxInfo struct {
 	Counts   core.Counts  `json:"counts"` // of its operations
 
 	Flows *core.FlowTotals `json:"flows,omitempty"` // of box show
+	outsideInfo
 }
 
 type sessionRef struct {
@@ -130,7 +131,7 @@ func (h Home) boxInfo(name string) (*boxInfo, error) {
 	}
 	i := &boxInfo{Box: b, Running: []sessionRef{}}
 	if i.Bytes, i.Files, err = layers.Dir(h.box(name)).Size(); err != nil && !errors.Is(err, fs.ErrPermission) { // of closed folders
-		return nil, fmt.Errorf("box %s: %w", name, err)
+		i.Damage = []string{err.Error()} // a damaged box can be shown
 	}
 	refs, err := layers.Dir(h.box(name)).Running()
 	if err != nil {
@@ -240,6 +241,9 @@ func newBoxShow(p *printer) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := i.inspect(c, h); err != nil {
+				return err
+			}
 			ctx, stop := untilSignal(c.Context())
 			defer stop()
 			r, err := h.openReader(ctx, p)
@@ -282,6 +286,7 @@ func (i *boxInfo) print(p *printer, h Home, ss []core.SessionView) {
 	if f := i.Flows; f.Flows > 0 {
 		p.Line("network     %s, %d open; %s sent, %s received: `sandglass flows %s`", plural(int(f.Flows), "flow"), f.Open, bytesText(int64(f.Sent)), bytesText(int64(f.Received)), i.Name)
 	}
+	i.outsideInfo.print(p, i.Name)
 	for _, r := range i.Running {
 		p.Line("running     session %s, supervisor %d", string(r.ID), r.Supervisor)
 	}

@@ -7,12 +7,10 @@ import (
 	"crypto/ed25519"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -33,50 +31,9 @@ func TestAFullDisk(t *testing.T) {
 		"no box is begun that has no room for its log":                       fullBeforeRun,
 	} {
 		t.Run(name, func(t *testing.T) {
-			switch os.Getenv("SANDGLASS_SMALL_DISK") {
-			case "":
-				onSmallDisk(t)
-			case "mount":
-				mountSmallDisk(t)
-			case "mounted":
-				test(t)
-				fmt.Println("reached the end")
-			}
+			withMount(t, test, smallDisk, "size=48m,mode=700")
 		})
 	}
-}
-
-// onSmallDisk runs the test that calls it again, in new namespaces.
-func onSmallDisk(t *testing.T) {
-	cmd := exec.Command("/proc/self/exe", "-test.v", "-test.run", "^"+strings.ReplaceAll(strings.ReplaceAll(t.Name(), "/", "$/^"), "_", ".")+"$")
-	cmd.Env = append(os.Environ(), "SANDGLASS_SMALL_DISK=mount")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	if uid, gid := os.Geteuid(), os.Getegid(); uid != 0 {
-		const sysAdmin = 21 // CAP_SYS_ADMIN
-		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL, AmbientCaps: []uintptr{sysAdmin},
-			UidMappings: []syscall.SysProcIDMap{{ContainerID: uid, HostID: uid, Size: 1}}, GidMappings: []syscall.SysProcIDMap{{ContainerID: gid, HostID: gid, Size: 1}}}
-	}
-	runtime.LockOSThread() // whose death is the child's
-	defer runtime.UnlockOSThread()
-	out, err := cmd.CombinedOutput()
-	if err != nil || !bytes.Contains(out, []byte("reached the end")) {
-		t.Errorf("%v\n%s", err, out)
-	}
-}
-
-// mountSmallDisk mounts the disk and executes the test anew, without the capability to
-// mount: boxes are made by somebody who has none.
-func mountSmallDisk(t *testing.T) {
-	if err := syscall.Mount("sandglass-test", smallDisk, "tmpfs", 0, "size=48m,mode=700"); err != nil {
-		t.Fatal(err)
-	}
-	runtime.LockOSThread()
-	const prCapAmbient, clearAll = 47, 4 // prctl(2)
-	if _, _, e := syscall.RawSyscall6(syscall.SYS_PRCTL, prCapAmbient, clearAll, 0, 0, 0, 0); e != 0 && os.Geteuid() != 0 {
-		t.Fatal(e)
-	}
-	env := append(withoutEnv(os.Environ(), "SANDGLASS_SMALL_DISK"), "SANDGLASS_SMALL_DISK=mounted")
-	t.Fatal(syscall.Exec("/proc/self/exe", os.Args, env))
 }
 
 // small is a state folder on the small disk.

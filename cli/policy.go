@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -27,7 +28,7 @@ func (h Home) FindPolicy(name string) (p *core.Policy, ref string, err error) {
 		if core.CheckBoxName(name) != nil {
 			return nil, "", err
 		}
-		if p, ferr := readPolicy(h.path("policies", name+".yaml")); !errors.Is(ferr, fs.ErrNotExist) {
+		if p, ferr := readPolicy(h.path("policies", name+".yaml"), ""); !errors.Is(ferr, fs.ErrNotExist) {
 			return p, name, ferr
 		}
 		return nil, "", err
@@ -35,13 +36,14 @@ func (h Home) FindPolicy(name string) (p *core.Policy, ref string, err error) {
 	if ref, err = filepath.Abs(name); err != nil {
 		return nil, "", fmt.Errorf("policy %s: %w", core.Shorten(name, 200), err)
 	}
-	p, err = readPolicy(ref)
+	p, err = readPolicy(ref, name)
 	return p, ref, err
 }
 
-// readPolicy reads a policy's file. Its name, where it gives none, is the file's.
-func readPolicy(path string) (*core.Policy, error) {
-	f, err := os.Open(path)
+// readPolicy reads a policy's file. Its name, where it gives none, is the file's. shown is
+// what its mistakes call the file; "": its path.
+func readPolicy(path, shown string) (*core.Policy, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // no FIFO is waited for
 	if err != nil {
 		return nil, core.Hint(fmt.Errorf("policy: %w", err), "a policy in a file is YAML; ARCHITECTURE.md shows one")
 	}
@@ -51,7 +53,88 @@ func readPolicy(path string) (*core.Policy, error) {
 	if err != nil {
 		return nil, fmt.Errorf("policy: %w", err)
 	}
-	return core.ParsePolicy(strings.TrimSuffix(filepath.Base(path), filepath.Ext(path)), text)
+	p, err := core.ParsePolicy(strings.TrimSuffix(filepath.Base(path), filepath.Ext(path)), text)
+	var pe *core.PolicyError
+	if errors.As(err, &pe) {
+		if pe.File = shown; shown == "" {
+			pe.File = path
+		}
+	}
+	return p, err
+}
+
+func newPolicy(p *printer) *cobra.Command {
+	c := &cobra.Command{
+		Use:   "policy COMMAND",
+		Short: "Check the files of policies",
+		Args:  cobra.ArbitraryArgs,
+		RunE:  func(c *cobra.Command, args []string) error { return needSubcommand(c, args) },
+	}
+	check := newPolicyCheck(p)
+	check.DisableFlagsInUseLine = true
+	c.AddCommand(check)
+	return c
+}
+
+// checkedJSON is one file of `policy check --json`.
+type checkedJSON struct {
+	File     string         `json:"file"`
+	OK       bool           `json:"ok"`
+	Name     string         `json:"name,omitempty"`
+	Changes  string         `json:"changes,omitempty"` // against the built-in policy
+	Mistakes []core.Mistake `json:"mistakes,omitempty"`
+}
+
+func newPolicyCheck(p *printer) *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "check FILE... [--json]",
+		Short: "Say every mistake in a policy's file, with its place and what was expected",
+		Long: `Say every mistake in a policy's file, with its place and what was expected.
+
+The exit code is 0 when there is none, 1 when there are some, 125 when a file cannot be read.`,
+		Example: "  sandglass policy check ./mine.yaml",
+		Args:    needArgs("the policy's file", 1, 0),
+		RunE: func(_ *cobra.Command, args []string) error {
+			wrong := false
+			for _, file := range args {
+				pol, err := readPolicy(file, file)
+				var pe *core.PolicyError
+				switch {
+				case errors.As(err, &pe):
+					wrong = true
+				case err != nil:
+					return err
+				}
+				if asJSON {
+					j := checkedJSON{File: file, OK: pe == nil}
+					if pe != nil {
+						j.Mistakes = pe.Mistakes
+					} else {
+						j.Name, j.Changes = pol.Name, pol.Changes()
+					}
+					if err := p.JSON(j); err != nil {
+						return err
+					}
+					continue
+				}
+				if pe != nil {
+					p.Error(pe)
+				} else {
+					p.Line("%s: policy %s has no mistakes", file, pol.Name)
+				}
+			}
+			if wrong {
+				return exitCode(exitNo)
+			}
+			return nil
+		},
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return []string{"yaml", "yml"}, cobra.ShellCompDirectiveFilterFileExt
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "one JSON object a file")
+	return c
 }
 
 // PolicyNames lists the built-in policies and those of the state folder, sorted.

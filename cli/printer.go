@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -59,9 +60,17 @@ func (p *printer) Alert(format string, args ...any) {
 	fmt.Fprintf(p.err, "sandglass: "+format+end, cleaned(args)...)
 }
 
-// Error writes what failed, and a line for each hint.
+// Error writes what failed, and a line for each hint; of a policy's file each mistake, with
+// the line it is in.
 func (p *printer) Error(err error) {
 	p.out.Flush()
+	var pe *core.PolicyError
+	if errors.As(err, &pe) {
+		for i := range pe.Mistakes {
+			p.mistake(pe, &pe.Mistakes[i])
+		}
+		return
+	}
 	fmt.Fprintf(p.err, "sandglass: %s\n", clean(oneLine(err.Error())))
 	seen := map[string]bool{}
 	for _, h := range core.Hints(err) {
@@ -71,6 +80,16 @@ func (p *printer) Error(err error) {
 				fmt.Fprintf(p.err, "hint: %s\n", clean(h))
 			}
 		}
+	}
+}
+
+func (p *printer) mistake(e *core.PolicyError, m *core.Mistake) {
+	fmt.Fprintf(p.err, "sandglass: policy %s: %s\n", clean(e.Where(m)), clean(oneLine(m.What)))
+	for _, l := range m.Snippet() {
+		fmt.Fprintf(p.err, "%s\n", clean(l))
+	}
+	for _, h := range m.Hints {
+		fmt.Fprintf(p.err, "hint: %s\n", clean(oneLine(h)))
 	}
 }
 
@@ -104,6 +123,22 @@ func (p *printer) JSON(v any) error {
 func (p *printer) rawJSON(b []byte) {
 	p.keep(p.out.Write(harmlessJSON(b)))
 	p.keep(0, p.out.WriteByte('\n'))
+}
+
+// patch writes a patch: to a terminal with every line cleaned and in its colour, else byte
+// for byte, since patch(1) is to read it.
+func (p *printer) patch(text []byte) {
+	if !p.tty {
+		p.keep(p.out.Write(text))
+		return
+	}
+	for l := range bytes.Lines(text) {
+		line, colour := clean(strings.ReplaceAll(strings.TrimSuffix(string(l), "\n"), "\t", "    ")), map[byte]string{'+': "32", '-': "31", '@': "36"}[l[0]]
+		if p.colour && colour != "" {
+			line = "\x1b[" + colour + "m" + line + "\x1b[0m"
+		}
+		p.keep(p.out.WriteString(line + "\n"))
+	}
 }
 
 // Flush writes out what is buffered and returns the first error of any write.

@@ -37,6 +37,7 @@ type runOptions struct {
 	set, connect, limit            []string
 	rule, publish, resolver        []string
 	proxy, pcap                    string
+	private, grant                 []string
 }
 
 func newRun(p *printer) *cobra.Command {
@@ -67,6 +68,8 @@ Everything after the command's name is the command's: put flags of sandglass bef
 	f.StringArrayVar(&o.set, "set", nil, "SURFACE=allow|redirect|block: set a surface otherwise than the policy; may be repeated")
 	f.StringArrayVar(&o.connect, "connect", nil, "PATH: a Unix socket outside that the box may connect to, @NAME for an abstract one; may be repeated")
 	f.StringArrayVar(&o.limit, "limit", nil, "NAME=VALUE: processes, memory, cpus, cpu-time, open-files, file-size, box-size or wall-time; may be repeated")
+	f.StringArrayVar(&o.private, "private", nil, "PLACE: nothing in it is seen in the box, besides the places of the policy; !PLACE takes one out; may be repeated")
+	f.StringArrayVar(&o.grant, "grant", nil, "'allow|ask PATH from PROGRAM': who may read what is private, before those of the policy: 'allow ~/.ssh from /usr/bin/ssh'; may be repeated")
 	f.BoolVar(&o.rm, "rm", false, "discard the box, with all that is in it, at the end")
 	f.StringVar(&o.net, "net", "", "the network: own (of the box, each flow judged and counted), none, host (default: the policy's)")
 	f.StringArrayVar(&o.rule, "rule", nil, "RULE of the box's network, before those of the policy: 'allow *.debian.org:443', 'block 10.0.0.0/8', 'ask *'; may be repeated, the first that matches decides")
@@ -124,6 +127,7 @@ func (o *runOptions) plan(h Home, command []string, now time.Time) (*session, er
 	switch b, err := h.Box(s.Box); {
 	case errors.Is(err, core.ErrNotFound):
 		fresh = true
+	case errors.Is(err, errBoxFile):
 	case err != nil:
 		return nil, err
 	case policy == "":
@@ -188,6 +192,22 @@ func (o *runOptions) adjust(p *core.Policy) error {
 		if err := p.Grant(c); err != nil {
 			return fmt.Errorf("--connect: %w", err)
 		}
+	}
+	for _, t := range o.private {
+		if err := p.AddPrivate(t); err != nil {
+			return fmt.Errorf("--private: %w", err)
+		}
+	}
+	grants := p.Grants
+	p.Grants = nil
+	for _, t := range o.grant {
+		if err := p.AddGrant(t); err != nil {
+			return fmt.Errorf("--grant: %w", err)
+		}
+	}
+	p.Grants = append(p.Grants, grants...)
+	if err := p.CheckGrants(); err != nil {
+		return fmt.Errorf("--grant: %w", err)
 	}
 	rules := p.Network.Rules
 	p.Network.Rules = nil
@@ -359,7 +379,8 @@ func (s *session) record(p *printer, h Home, natsURL string, serve bool) error {
 		ctx := context.Background() // signals are the command's; the driver passes them on
 		code, err = driver.Run(ctx, driver.Options{
 			Capture: capture, CaptureLimit: s.capture, Notice: func(text string) { p.Note("%s", text) },
-			BoxDir: h.box(s.Box), Hide: []string{string(h)}, Session: s.Session, Policy: s.policy, Dir: s.dir,
+			Throwaway: s.rm,
+			BoxDir:    h.box(s.Box), Hide: []string{string(h)}, Session: s.Session, Policy: s.policy, Dir: s.dir,
 			Env: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 			Guarded: h.ports, Log: log.Observer(ctx, full.held), Ended: log.Ending,
 		})

@@ -66,7 +66,7 @@ func (d *daemon) dashboard(st *store.Store) *http.Server {
 	hub := web.NewHub()
 	d.proj.onFold = func(ds []events.Delivered) { hub.Publish(tick(ds)) }
 	user, _ := os.UserHomeDir()
-	o := web.Options{Source: source{st}, Orders: boxOrders{d.home}, Hub: hub, Auth: d.auth, Version: version(), Home: user, Live: d.proj.live, OnLogin: d.login,
+	o := web.Options{Source: source{st}, Orders: boxOrders{d.home}, Files: (&holders{home: d.home}).open, Hub: hub, Auth: d.auth, Version: version(), Home: user, Live: d.proj.live, OnLogin: d.login,
 		OnError: func(r *http.Request, err error) { d.journal.Say("dashboard: %s: %s", r.URL.Path, err) }}
 	if host, _, err := net.SplitHostPort(d.l.Addr().String()); err == nil && !isLoopback(d.l.Addr().String()) {
 		o.Hosts = []string{host, hostName()}

@@ -47,7 +47,7 @@ func ParseObserve(s string) (Observe, error) {
 	case ObserveFull, ObserveChanges, ObserveLean:
 		return o, nil
 	}
-	return "", Hint(fmt.Errorf("unknown observe setting %q", s), "one of full, changes, lean")
+	return "", Hint(fmt.Errorf("unknown observe setting %q", Shorten(s, 80)), "one of full, changes, lean")
 }
 
 // Net is the network that a box gets.

@@ -20,6 +20,10 @@ type Policy struct {
 	Connect []string
 	Network Network // of a box with a network of its own
 	Limits  Limits
+	// Private lists the private places: nothing in them is seen in the box, but for what the
+	// first of Grants that names the file and the program lets that program read. See [Policy.AddPrivate].
+	Private []string
+	Grants  []Grant
 }
 
 // Decision is a verdict with the rule that gave it.
@@ -109,6 +113,7 @@ func (p *Policy) Changes() string {
 	for _, c := range p.Connect {
 		out = append(out, "connect="+c)
 	}
+	out = append(out, p.privateChanges(base)...)
 	out = append(out, p.Network.changes(&base.Network)...)
 	out = append(out, p.Limits.texts()...)
 	return strings.Join(out, ", ")
@@ -120,7 +125,7 @@ const DefaultPolicy = "fully-virtualised"
 var builtin = map[string]*Policy{DefaultPolicy: fullyVirtualised()}
 
 func fullyVirtualised() *Policy {
-	p := &Policy{Name: DefaultPolicy, Observe: ObserveFull, Net: NetOwn, Network: Network{Outbound: Allow}, Surfaces: map[Surface]Verdict{}, Limits: Limits{Processes: defaultProcesses, Versions: defaultVersions, VersionFile: defaultVersionFile}}
+	p := &Policy{Name: DefaultPolicy, Observe: ObserveFull, Net: NetOwn, Network: Network{Outbound: Allow}, Surfaces: map[Surface]Verdict{}, Limits: Limits{Processes: defaultProcesses, Versions: defaultVersions, VersionFile: defaultVersionFile}, Private: privatePlaces}
 	for _, i := range surfaces {
 		p.Surfaces[i.Surface] = i.Default
 	}
@@ -155,6 +160,7 @@ func (p *Policy) Revoke(addr string) error {
 func (p *Policy) Clone() *Policy {
 	c := *p
 	c.Surfaces, c.Connect = maps.Clone(p.Surfaces), slices.Clone(p.Connect)
+	c.Private, c.Grants = slices.Clone(p.Private), slices.Clone(p.Grants)
 	c.Network.Rules, c.Network.Publish, c.Network.Resolvers = slices.Clone(p.Network.Rules), slices.Clone(p.Network.Publish), slices.Clone(p.Network.Resolvers)
 	return &c
 }

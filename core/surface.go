@@ -77,7 +77,7 @@ var surfaces = []SurfaceInfo{
 	{FilesWrite, Redirected, []Verdict{Blocked}},
 	{FilesExec, Allowed, []Verdict{Blocked}},
 	{FilesHandle, Blocked, nil},
-	{FilesShare, Blocked, nil},
+	{FilesShare, Blocked, []Verdict{Allowed}}, // for reading
 	{FilesPrivate, Blocked, nil},
 	{ProcessLife, Redirected, nil},
 	{ProcessSignal, Redirected, []Verdict{Blocked}},
@@ -147,11 +147,20 @@ func LookupSurface(s string) (SurfaceInfo, error) {
 			near = append(near, string(x))
 		}
 	}
-	hint := "surfaces of this family: " + strings.Join(near, ", ")
-	if near == nil {
-		hint = fmt.Sprint("surfaces: ", Surfaces())
+	var hints []string
+	var all []string
+	for _, x := range Surfaces() {
+		all = append(all, string(x))
 	}
-	return SurfaceInfo{}, Hint(fmt.Errorf("unknown surface %q", Shorten(s, 80)), hint)
+	if n := nearest(s, all); n != "" {
+		hints = append(hints, fmt.Sprintf("did you mean %q?", n))
+	}
+	if near != nil {
+		hints = append(hints, "surfaces of this family: "+strings.Join(near, ", "))
+	} else {
+		hints = append(hints, "surfaces: "+strings.Join(all, ", "))
+	}
+	return SurfaceInfo{}, Hint(fmt.Errorf("unknown surface %q", Shorten(s, 80)), hints...)
 }
 
 // Leaks says whether what is allowed on the surface counts as a leak: it touches
@@ -191,6 +200,7 @@ const (
 	ActRemovexattr Action = "removexattr"  //
 	ActSetattr     Action = "setattr"      // file_setattr(2): inode flags
 	ActHandle      Action = "handle"       // name_to_handle_at, open_by_handle_at
+	ActPass        Action = "pass"         // a descriptor of a private file is sent to another process; detail.fd
 	ActExec        Action = "exec"         // target: the program; detail.argv
 	ActStart       Action = "start"        // a process was first seen; detail.ppid
 	ActExit        Action = "exit"         // a process ended; detail.code or detail.signal
@@ -227,5 +237,6 @@ const (
 	ActThaw        Action = "thaw"         // and go on
 	ActPolicy      Action = "policy"       // the policy is changed while the session runs; target: a surface or socket
 	ActKill        Action = "kill"         // the session is ended by force; detail.why
+	ActTrouble     Action = "trouble"      // something beside the way failed; target: of which part; detail.error
 	ActSlow        Action = "backpressure" // the log could not keep up and the box was slowed down
 )

@@ -2,42 +2,38 @@ package core
 
 import (
 	"fmt"
-	"strings"
+
+	"github.com/goccy/go-yaml/ast"
 )
 
-// versionsFile is what a policy's file says of kept versions: `off`, or limits by name.
-type versionsFile struct {
-	off    bool
-	limits map[string]string
-}
+// versionKeys are the keys below `versions:`, with the names of the limits that they set.
+var versionKeys = []struct{ key, limit string }{{"per-box", "versions"}, {"per-file", "version-file"}}
 
-// versionKeys are the names in a policy's file, with those of the limits that they set.
-var versionKeys = map[string]string{"per-file": "version-file", "per-box": "versions"}
-
-func (v *versionsFile) UnmarshalYAML(unmarshal func(any) error) error {
-	var word string
-	if unmarshal(&word) == nil {
-		if v.off = word == "off" || word == "false"; v.off { // off is false in YAML 1.1
-			return nil
+// versions reads what is kept of old contents: `off`, or limits by name.
+func (d *policyReader) versions(n ast.Node) {
+	const want = "off, or per-file and per-box with a size each"
+	if word, ok := scalar(n); ok {
+		if word != "off" && word != "false" { // off is false in YAML 1.1
+			d.wrong(n.GetToken(), fmt.Errorf("versions: %q is not known", Shorten(word, 80)), want)
+			return
 		}
-		return Hint(fmt.Errorf("versions: %q is not known", Shorten(word, 80)), "versions: off, or per-file and per-box with a size each")
+		d.p.Limits.Versions = NoVersions
+		return
 	}
-	return unmarshal(&v.limits)
-}
-
-func (v *versionsFile) apply(l *Limits) error {
-	if v.off {
-		l.Versions = NoVersions
-		return nil
+	var names []string
+	for _, k := range versionKeys {
+		names = append(names, k.key)
 	}
-	for _, k := range sortedKeys(v.limits) {
-		name, ok := versionKeys[k]
-		if !ok {
-			return Hint(fmt.Errorf("versions: unknown key %q", Shorten(k, 80)), "keys: per-box, per-file")
-		}
-		if err := l.Set(name, strings.TrimSpace(v.limits[k])); err != nil {
-			return fmt.Errorf("versions: %s: %w", k, err)
+	for _, e := range d.entries(n, "versions", names) {
+		for _, k := range versionKeys {
+			if k.key != e.name {
+				continue
+			}
+			if t, ok := d.word(e.value, e.name, "a size, as 64MiB"); ok {
+				if err := d.p.Limits.Set(k.limit, t); err != nil {
+					d.wrong(e.value.GetToken(), fmt.Errorf("versions: %s: %w", k.key, err))
+				}
+			}
 		}
 	}
-	return nil
 }

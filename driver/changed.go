@@ -25,6 +25,9 @@ type changed struct {
 	unmap  func() error
 	layers []layers.Layer // longest path first
 	fds    []int          // of their upper directories
+
+	forget  func() // the manifest: the session has to do with a file that the box holds
+	touched atomic.Bool
 }
 
 const (
@@ -151,6 +154,9 @@ func (c *changed) has(h uint64) bool {
 
 // mark notes that the box is about to change p, and with it the directory it is in.
 func (c *changed) mark(p string) {
+	if top, _, _ := strings.Cut(strings.TrimPrefix(p, "/"), "/"); !ownPlaces["/"+top] { // those are in no layer
+		c.touch()
+	}
 	c.set(hashPath(p))
 	c.set(hashPath(path.Dir(p)))
 }
@@ -173,20 +179,48 @@ func (c *changed) is(p string) bool {
 		}
 		h = (h ^ uint64(p[i])) * fnvPrime
 	}
-	return (hit || c.has(h) || c.has(hashTree(h))) && c.inUpper(p)
+	if (hit || c.has(h) || c.has(hashTree(h))) && c.inUpper(p) {
+		c.touch() // reading moves its access time
+		return true
+	}
+	return false
+}
+
+// touch notes that the session changes or reads a file that the box holds.
+func (c *changed) touch() {
+	if !c.touched.Load() && !c.touched.Swap(true) && c.forget != nil {
+		c.forget()
+	}
 }
 
 // inUpper asks the upper layer itself.
 func (c *changed) inUpper(p string) bool {
+	fd, rel, ok := c.upper(p)
+	if ok {
+		_, _, err := sys.Lstat(fd, rel)
+		ok = err == nil
+	}
+	return ok
+}
+
+// upperInode is which file the upper layer has for p. The overlay may give two names of one
+// such file different inode numbers: those that it knew before it made the file.
+func (c *changed) upperInode(p string) (ino uint64, ok bool) {
+	fd, rel, ok := c.upper(p)
+	if !ok {
+		return 0, false
+	}
+	st, err := sys.StatxAt(fd, rel)
+	return st.Ino, err == nil
+}
+
+// upper finds where p is in an upper layer; not ok for a layer's root, which is always there.
+func (c *changed) upper(p string) (fd int, rel string, ok bool) {
 	for i, l := range c.layers {
 		if under(p, l.Path) {
-			rel := strings.TrimPrefix(p[len(strings.TrimSuffix(l.Path, "/")):], "/")
-			if rel == "" {
-				return false // the layer's root is always there
-			}
-			_, _, err := sys.Lstat(c.fds[i], rel)
-			return err == nil
+			rel = strings.TrimPrefix(p[len(strings.TrimSuffix(l.Path, "/")):], "/")
+			return c.fds[i], rel, rel != ""
 		}
 	}
-	return false
+	return -1, "", false
 }

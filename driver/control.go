@@ -332,7 +332,9 @@ func (r *run) change(o Order) error {
 	switch o.Do {
 	case "set":
 		d["verdict"] = o.Verdict
-		err = p.Set(o.Surface, o.Verdict)
+		if err = p.Set(o.Surface, o.Verdict); err == nil && o.Surface == string(core.FilesShare) {
+			err = core.Hint(errors.New("files.share cannot be changed while the box runs"), "shares are in its mounts or are not: end its sessions, and run it anew")
+		}
 	case "grant":
 		target = o.Socket
 		err = p.Grant(o.Socket)

@@ -79,7 +79,6 @@ func trapsOf(o core.Observe, counts counting) []trap {
 	all(sys.CallExecve, sys.CallExecveat, sys.CallExitGroup, sys.CallExit)
 	if o != core.ObserveLean {
 		all(sys.CallUnlink, sys.CallUnlinkat, sys.CallMkdir, sys.CallMkdirat, sys.CallRmdir,
-			sys.CallRename, sys.CallRenameat, sys.CallRenameat2,
 			sys.CallSymlink, sys.CallSymlinkat, sys.CallMknod, sys.CallMknodat,
 			sys.CallTruncate, sys.CallFtruncate,
 			sys.CallChmod, sys.CallFchmod, sys.CallFchmodat, sys.CallFchmodat2,
@@ -87,9 +86,9 @@ func trapsOf(o core.Observe, counts counting) []trap {
 			sys.CallUtime, sys.CallUtimes, sys.CallFutimesat, sys.CallUtimensat,
 			sys.CallBind)
 	}
-	// Always: hard links to real files and forged overlay attributes are refused at
-	// every setting.
-	all(sys.CallLink, sys.CallLinkat,
+	// Always: directories of the real tree are renamed by the supervisor, hard links to
+	// real files and forged overlay attributes are refused, at every setting.
+	all(sys.CallRename, sys.CallRenameat, sys.CallRenameat2, sys.CallLink, sys.CallLinkat,
 		sys.CallSetxattr, sys.CallLsetxattr, sys.CallFsetxattr, sys.CallSetxattrat,
 		sys.CallRemovexattr, sys.CallLremovexattr, sys.CallFremovexattr, sys.CallRemovexattrat, sys.CallFileSetattr)
 	if counts.Forks {
@@ -107,7 +106,7 @@ func trapsOf(o core.Observe, counts counting) []trap {
 	ts = append(ts, limitTraps...)
 	ts = append(ts, shmTraps...)
 	ts = append(ts, trap{call: sys.CallIoctl, arg: 1, values: trappedIoctls})
-	ts = append(ts, trap{call: sys.CallPrctl, values: []uint32{prSetPdeathsig}})
+	ts = append(ts, trap{call: sys.CallPrctl, values: []uint32{prSetPdeathsig, prSetMM}})
 	if counts.Affinity {
 		ts = append(ts, trap{call: sys.CallSchedSetaffinity})
 	} else {

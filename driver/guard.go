@@ -33,6 +33,7 @@ const (
 	ptraceSeize   = 0x4206
 
 	prSetPdeathsig = 1 // linux/prctl.h
+	prSetMM        = 35
 )
 
 // judgeProcess judges the calls of [processTraps].
@@ -95,6 +96,7 @@ func (s *supervisor) judgeProcess(c sys.Call) (answer, bool) {
 		switch uint32(a[0]) {
 		case ptraceTraceme:
 			s.outside.sends(s.p.pid, uint32(syscall.SIGKILL))
+			s.p.taint()
 			return answer{ops: [2]*core.Operation{{Surface: core.ProcessMemory, Action: core.ActTrace, Target: "itself, by its parent",
 				Verdict: core.Redirected, Rule: "pid namespace", Detail: core.Detail{"call": c.String()}}}}, true
 		default:
@@ -128,6 +130,7 @@ type peer struct {
 	text string // "pid 12"
 	exe  string // "" when it has not been seen
 	none bool   // the box has no such process
+	proc *proc  // nil when it has not been seen
 }
 
 // named finds the process with a thread of that number in the box.
@@ -147,7 +150,7 @@ func (t *processes) named(inner int) peer {
 		if x.stale && !x.init { // still: it may not have executed yet
 			x.exe = t.readExe(x.tgid)
 		}
-		p.text, p.exe = "pid "+strconv.Itoa(x.pid), x.exe
+		p.text, p.exe, p.proc = "pid "+strconv.Itoa(x.pid), x.exe, x
 	}
 	return p
 }
@@ -188,6 +191,12 @@ func (s *supervisor) toProcess(c sys.Call, sf core.Surface, act core.Action, p p
 	dec := s.policy.Load().Decide(sf)
 	if dec.Verdict == core.Blocked {
 		return s.refuse(sf, act, p.text, dec.Rule, syscall.EPERM, d)
+	}
+	if sf == core.ProcessMemory && act != core.ActCompare {
+		if p.proc != nil && p.proc.holds.Load() { // the kernel refuses it as well: what it executes cannot be read
+			return s.refuse(sf, act, p.text, "it holds what is private", syscall.EPERM, d)
+		}
+		p.proc.taint()
 	}
 	return answer{ops: [2]*core.Operation{{Surface: sf, Action: act, Target: p.text, Verdict: core.Redirected, Rule: "pid namespace", Detail: d}}}
 }

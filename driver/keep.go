@@ -50,7 +50,7 @@ func (s *supervisor) keep(a answer, p place, d layers.Doing) answer {
 		return a
 	}
 	k, later := s.history.Touch(s.now, p.path, d)
-	return s.kept(a, k, later)
+	return s.keepLater(a, k, later)
 }
 
 func (s *supervisor) keepRename(a answer, from, to place, exchange bool) answer {
@@ -58,10 +58,10 @@ func (s *supervisor) keepRename(a answer, from, to place, exchange bool) answer 
 		return a
 	}
 	k, later := s.history.Rename(s.now, from.path, to.path, exchange)
-	return s.kept(a, k, later)
+	return s.keepLater(a, k, later)
 }
 
-func (s *supervisor) kept(a answer, k layers.Kept, later func() layers.Kept) answer {
+func (s *supervisor) keepLater(a answer, k layers.Kept, later func() layers.Kept) answer {
 	op := a.ops[0]
 	if later == nil {
 		noteKept(op, k)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/sandglass/sandglass/core"
@@ -131,7 +132,7 @@ func wallOf(abi int, r sys.LandlockRules) secondWall {
 // enterLandlock puts the calling thread, whose root is the box's, behind the second wall. A
 // kernel without Landlock has none; one that has it and fails is an error. openRoot: the
 // caller may make files in the root directory.
-func enterLandlock(hostNet, openRoot bool) (secondWall, error) {
+func enterLandlock(hostNet, openRoot bool, shares []string) (secondWall, error) {
 	abi, err := sys.LandlockABI()
 	switch {
 	case err != nil:
@@ -141,7 +142,7 @@ func enterLandlock(hostNet, openRoot bool) (secondWall, error) {
 	}
 	var root []rootEntry
 	if !openRoot {
-		root = rootEntries()
+		root = rootEntries(shares...)
 	}
 	r := landlockRules(abi, hostNet, root)
 	if err := sys.LandlockSelf(r); err != nil {
@@ -153,15 +154,16 @@ func enterLandlock(hostNet, openRoot bool) (secondWall, error) {
 // rootEntriesMost bounds the entries of a root that get rules of their own.
 const rootEntriesMost = 256
 
-// rootEntries lists what is in the root directory, nil when that cannot be read or is more
+// rootEntries lists what is in the root directory, but for shares, which are not to be looked at and
+// nobody writes to; nil when that cannot be read or is more
 // than a system has there.
-func rootEntries() (root []rootEntry) {
+func rootEntries(but ...string) (root []rootEntry) {
 	ents, err := os.ReadDir("/")
 	if err != nil || len(ents) > rootEntriesMost {
 		return nil
 	}
 	for _, e := range ents {
-		if e.Type()&fs.ModeSymlink == 0 { // what it leads to has rules where it is
+		if e.Type()&fs.ModeSymlink == 0 && !slices.Contains(but, "/"+e.Name()) { // what it leads to has rules where it is
 			root = append(root, rootEntry{name: e.Name(), dir: e.IsDir()})
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -27,7 +28,25 @@ func (r *run) network(ready stageMsg, s *supervisor) (*network.Network, error) {
 		return nil, fmt.Errorf("take the box's network: %w", err)
 	}
 	return network.Start(network.Options{Tun: tun, Diag: diag, Share: r.b.At("run"), Policy: s.policy.Load, Log: s.journal.add, Guarded: r.o.Guarded,
-		Limits: r.o.Policy.Limits, Capture: r.o.Capture, CaptureLimit: r.o.CaptureLimit})
+		Limits: r.o.Policy.Limits, Capture: r.o.Capture, CaptureLimit: r.o.CaptureLimit, Trouble: (&troubles{log: s.journal.add}).add})
+}
+
+// troubles puts what goes wrong beside the way on record: a capture that ends on a full disk,
+// a device that nobody takes over. The terminal is the command's; the log is there to be
+// looked at. A box can bring about some of it, so that only the first few are told.
+type troubles struct {
+	log func(*core.Operation)
+	n   atomic.Int32
+}
+
+const maxTroubles = 32
+
+func (t *troubles) add(err error) {
+	if t.n.Add(1) > maxTroubles {
+		return
+	}
+	t.log(&core.Operation{Surface: core.SandboxLifecycle, Action: core.ActTrouble, Target: "network", Verdict: core.Allowed, Outcome: core.Performed,
+		Rule: "supervisor", Detail: core.Detail{"error": core.Shorten(err.Error(), 512)}})
 }
 
 // hasIPv6Route says whether the machine has a way to everywhere over IPv6: a box that had
@@ -187,6 +206,9 @@ func (r *run) cut(flow string) error {
 
 // answer answers a question of the session's.
 func (r *run) answer(o Order) error {
+	if r.s.warden.asks.answer(o.Ask, o.Allow) {
+		return nil
+	}
 	if n := r.s.net; n == nil || !n.Answer(o.Ask, o.Allow) {
 		return core.Hint(fmt.Errorf("question %q: %w", core.Shorten(o.Ask, 40), core.ErrNotFound), "it was answered, or waited too long; `sandglass asks` lists those that wait")
 	}
@@ -195,11 +217,10 @@ func (r *run) answer(o Order) error {
 
 // questions lists what waits for an answer.
 func (r *run) questions() []network.Question {
-	n := r.s.net
-	if n == nil {
-		return nil
+	qs := r.s.warden.asks.questions()
+	if n := r.s.net; n != nil {
+		qs = append(qs, n.Questions()...)
 	}
-	qs := n.Questions()
 	for i := range qs {
 		qs[i].Session = r.o.Session.ID
 	}

@@ -21,6 +21,7 @@ func init() {
 	programs["echoserver"] = func() { echoServer(os.Args[1]); fmt.Println("end") }
 	programs["leave"] = func() { leave(os.Args[1]); fmt.Println("end") }
 	programs["held"] = func() { held(os.Args[1]); fmt.Println("end") }
+	programs["chatter"] = func() { chatter(os.Args[1]); fmt.Println("end") }
 	programs["talk"] = func() { talk(os.Args[1]); fmt.Println("end") }
 }
 
@@ -74,6 +75,18 @@ func talk(addr string) {
 	}
 	b, err := io.ReadAll(c)
 	fmt.Println(string(b), err)
+}
+
+// chatter sends datagrams that mean nothing.
+func chatter(addr string) {
+	c, err := net.Dial("udp", addr)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	for range 400 {
+		c.Write(make([]byte, 1200))
+	}
 }
 
 // mustOwnNet skips where the machine gives no tun device.
@@ -470,5 +483,29 @@ func TestWhatWasSentArrives(t *testing.T) {
 	l.boxed(runOpts{policy: rules("allow " + addr)}, "leave", addr)
 	if n := <-got; n != leaveBytes {
 		t.Errorf("%d of %d bytes arrived", n, leaveBytes)
+	}
+}
+
+// A capture that cannot go on costs the box nothing, and is not silent.
+func TestACaptureThatFailsIsOnRecord(t *testing.T) {
+	mustOwnNet(t)
+	l := newLab(t)
+	dir := filepath.Join(t.TempDir(), "captures")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	r := l.boxed(runOpts{capture: filepath.Join(dir, "c"), live: func(op *core.Operation) {
+		if op.Action == core.ActBegin {
+			os.RemoveAll(dir) // so that its first file cannot become its second
+		}
+	}}, "chatter", "192.0.2.1:53")
+	var told []string
+	for _, op := range r.ops {
+		if op.Action == core.ActTrouble {
+			told = append(told, op.Target+": "+op.Detail["error"])
+		}
+	}
+	if len(told) != 1 || !strings.HasPrefix(told[0], "network: capture: ") || !strings.Contains(told[0], "no such file") {
+		t.Errorf("on record: %q", told)
 	}
 }

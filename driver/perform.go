@@ -40,6 +40,8 @@ type performer struct {
 	slots chan struct{}
 	done  chan struct{} // closed at the session's end: whoever waits gives up
 	wg    sync.WaitGroup
+	// moves are what may not be given up half done; they end by themselves soon after done
+	moves sync.WaitGroup
 	mu    sync.RWMutex // held while l is used: it may not be closed then
 	ended bool
 }
@@ -64,6 +66,13 @@ func (f *performer) begin(id uint64, op *core.Operation, do func() performed) bo
 		f.log(op)
 	}()
 	return true
+}
+
+// waits says whether the call still waits for its answer: its thread has not been killed.
+func (f *performer) waits(id uint64) bool {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return !f.ended && f.l.Valid(id)
 }
 
 // now is begin on the caller's goroutine.
@@ -115,6 +124,7 @@ func (f *performer) end() {
 	case <-idle:
 	case <-time.After(performPatience):
 	}
+	f.moves.Wait()
 	f.mu.Lock()
 	f.ended = true
 	f.mu.Unlock()

@@ -132,7 +132,7 @@ const (
 	fsUnknown fsKind = iota // masked: what is not known is not passed
 	fsLocal                 // an overlay makes it safe
 	fsImage                 // read-only by its nature, cannot hold live sockets
-	fsShare                 // reaches other machines or a program outside: masked
+	fsShare                 // reaches other machines or a program outside, or is plugged in: see shares.go
 	fsPseudo                // the kernel's own: masked but where the box gets its own
 )
 
@@ -141,7 +141,7 @@ var fsKinds = func() map[string]fsKind {
 	for k, names := range map[fsKind]string{
 		fsLocal:  "ext2 ext3 ext4 xfs btrfs zfs f2fs tmpfs ramfs overlay vfat msdos exfat ntfs3 bcachefs jfs jffs2 ubifs reiserfs nilfs2 hfs hfsplus rootfs",
 		fsImage:  "squashfs erofs iso9660 udf cramfs romfs",
-		fsShare:  "nfs nfs4 cifs smb3 smbfs 9p afs ceph coda ncpfs ocfs2 gfs2 lustre virtiofs vboxsf prl_fs fuse.sshfs fuse.gvfsd-fuse fuse.portal fuse.rclone fuse.s3fs fuse.glusterfs fuse.vmhgfs-fuse davfs autofs",
+		fsShare:  "nfs nfs4 cifs smb3 smbfs 9p afs ceph coda ncpfs ocfs2 gfs2 lustre virtiofs vboxsf prl_fs davfs",
 		fsPseudo: "proc sysfs devtmpfs devpts cgroup cgroup2 securityfs debugfs tracefs bpf mqueue hugetlbfs binfmt_misc configfs fusectl efivarfs pstore nsfs rpc_pipefs selinuxfs pidfs resctrl",
 	} {
 		for n := range strings.FieldsSeq(names) {
@@ -159,6 +159,10 @@ const (
 	stepFrame   stepKind = "frame"   // a directory with mount points further down: an overlay on a copy of its bare frame
 	stepImage   stepKind = "image"   // bound, read-only
 	stepMask    stepKind = "mask"    // an empty, read-only directory
+	stepShare   stepKind = "share"   // a share, bound read-only
+	// Of private places that a grant opens, see private.go.
+	stepVeil     stepKind = "veil"      // the box's own over a skeleton of the real directory
+	stepVeilFile stepKind = "veil-file" // the skeleton of a file, read-only
 )
 
 // planStep is one mount of the box's view, made in the order of the plan.
@@ -168,6 +172,12 @@ type planStep struct {
 	ReadOnly bool     // refused with EROFS, as outside
 	Why      string   // for masks: what was masked
 	Points   []string // for frames: the names of directories that a later step mounts on
+	Blind    []string // for frames: the names of those where a look may wait for ever
+	Share    string   // of a share, masked or not: its type
+	Dev      string   // and its device
+	Hide     []string // for frames: the names of files that are private
+	Roots    []string // for veils: what the skeleton has
+	Over     bool     // it is mounted over the layer of a directory above, in which the box may have put anything
 }
 
 // ownPlaces are the directories that the box gets instead of the real ones.
@@ -190,7 +200,7 @@ func under(p, dir string) bool {
 // mount point needs no step: the frame it is in holds a copy of what is seen there.
 func planMounts(vis map[string]mountEntry, splits []string, hide []string, list func(string) (subs []string, isDir bool, err error)) ([]planStep, error) {
 	frames := map[string]bool{"/": true}
-	kind := func(e mountEntry) fsKind { return fsKinds[e.fstype] }
+	kind := mountKind
 	var points []string
 	for p := range vis {
 		points = append(points, p)
@@ -229,7 +239,9 @@ func planMounts(vis map[string]mountEntry, splits []string, hide []string, list 
 		case fsImage:
 			s.Kind = stepImage
 		default:
-			s.Kind, s.Why = stepMask, e.fstype
+			if s.Kind, s.Why = stepMask, e.fstype; kind(e) == fsShare {
+				s.Share, s.Dev = e.fstype, e.dev
+			}
 		}
 		roots[p] = s
 		for d := path.Dir(p); d != "/"; d = path.Dir(d) {
@@ -336,6 +348,9 @@ func hidden(vis map[string]mountEntry, hide []string) []string {
 			inFS = path.Join(own.root, h)
 		}
 		for _, e := range vis {
+			if e.dev == own.dev && e.id != own.id && under(e.root, inFS) && e.root != inFS { // a mount of something in it
+				out[e.point] = true
+			}
 			if e.dev == own.dev && under(inFS, e.root) {
 				p := path.Join(e.point, strings.TrimPrefix(inFS, e.root))
 				if e.root == "/" {

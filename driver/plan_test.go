@@ -22,6 +22,7 @@ const desktop = `
 11 7 0:60 / /home/me/.cache/doc rw - fuse.portal portal rw
 12 1 0:70 / /opt/odd rw - weirdfs weird rw
 13 1 8:4 / /media/with\040space ro - ext4 /dev/sdb1 ro
+19 1 8:5 / /ro ro - ext4 /dev/sdc1 ro
 14 6 0:26 / /run/user/1000 rw - tmpfs tmpfs rw
 15 1 0:80 / /var/cover rw - tmpfs t rw
 16 15 0:81 / /var/cover/sub rw - tmpfs t rw
@@ -44,7 +45,7 @@ func planOf(t *testing.T, mountinfo string, dirs map[string][]string, splits, hi
 
 func TestPlan(t *testing.T) {
 	dirs := map[string][]string{
-		"/":      {"bin", "dev", "etc", "home", "media", "mnt", "opt", "proc", "run", "snap", "srv", "sys", "var"},
+		"/":      {"bin", "dev", "etc", "home", "media", "mnt", "opt", "proc", "ro", "run", "snap", "srv", "sys", "var"},
 		"/mnt":   {"bind", "other"},
 		"/home":  {"me", "you"},
 		"/media": {"with space"},
@@ -67,7 +68,7 @@ func TestPlan(t *testing.T) {
 		"/home/me/.cache": stepFrame, "/home/me/.cache/doc": stepMask,
 		"/srv": stepFrame, "/srv/share": stepMask, "/mnt": stepFrame, "/mnt/bind": stepOverlay, "/mnt/other": stepOverlay,
 		"/snap": stepFrame, "/snap/core": stepFrame, "/snap/core/1": stepImage, "/opt": stepFrame, "/opt/odd": stepMask,
-		"/media": stepFrame, "/media/with space": stepOverlay, "/var": stepFrame, "/var/cover": stepOverlay, "/var/lib": stepOverlay,
+		"/media": stepFrame, "/media/with space": stepMask, "/var": stepFrame, "/var/cover": stepOverlay, "/var/lib": stepOverlay,
 		"/home/me/state": stepMask,
 	} {
 		if got[path].Kind != want {
@@ -79,7 +80,7 @@ func TestPlan(t *testing.T) {
 			t.Errorf("%s is in the plan as %q; it is the box's own or covered", absent, s.Kind)
 		}
 	}
-	if !got["/media/with space"].ReadOnly {
+	if !got["/ro"].ReadOnly {
 		t.Error("a read-only mount became writable")
 	}
 	if p := got["/home/me"].Points; !reflect.DeepEqual(p, []string{".cache"}) {

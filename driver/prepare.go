@@ -22,8 +22,8 @@ type boxDir struct{ layers.Dir }
 
 // prepare makes sure that every overlay and frame of the plan has a layer, and
 // returns the record, sorted so that the longest path comes first, and the files of
-// frames that are too large to copy: they are to be bound, read-only.
-func (b boxDir) prepare(steps []planStep) (ls []layers.Layer, large []string, err error) {
+// frames that are too large to copy: they are to be bound, read-only. hide is in no skeleton.
+func (b boxDir) prepare(steps []planStep, hide []string) (ls []layers.Layer, large []string, err error) {
 	for _, d := range []string{"layers", "mnt", "run"} {
 		if err := os.MkdirAll(b.At(d), 0o700); err != nil {
 			return nil, nil, err
@@ -38,23 +38,28 @@ func (b boxDir) prepare(steps []planStep) (ls []layers.Layer, large []string, er
 		known[l.Path] = i
 	}
 	for _, s := range steps {
-		if s.Kind != stepOverlay && s.Kind != stepFrame {
+		if s.Kind != stepOverlay && s.Kind != stepFrame && s.Kind != stepVeil {
 			continue
 		}
 		i, ok := known[s.Path]
 		if !ok {
 			l := layers.Layer{Path: s.Path, Dir: strconv.Itoa(len(ls))}
-			if err := b.makeLayer(l, ls); err != nil {
+			if err := b.makeLayer(&l, ls); err != nil {
 				return nil, nil, err
 			}
 			i, changed = len(ls), true
 			known[s.Path], ls = i, append(ls, l)
 		}
-		if f := s.Kind == stepFrame; ls[i].Frame != f {
-			ls[i].Frame, changed = f, true
+		if f := s.Kind == stepFrame; ls[i].Frame != f || ls[i].Over != s.Over {
+			ls[i].Frame, ls[i].Over, changed = f, s.Over, true
+		}
+		if s.Kind == stepVeil {
+			if err := b.makeSkeleton(s.Path, b.Frame(ls[i]), s.Roots, hide); err != nil {
+				return nil, nil, err
+			}
 		}
 		if ls[i].Frame {
-			big, err := b.makeFrame(ls[i], s)
+			big, err := makeFrame(b.Frame(ls[i]), s)
 			if err != nil {
 				return nil, nil, err
 			}
@@ -71,27 +76,53 @@ func (b boxDir) prepare(steps []planStep) (ls []layers.Layer, large []string, er
 		}
 	}
 	ls = slices.Clone(ls)
-	sort.SliceStable(ls, func(i, j int) bool { return len(ls[i].Path) > len(ls[j].Path) })
+	sortLayers(ls)
 	return ls, large, nil
+}
+
+// sortLayers puts the longest path first.
+func sortLayers(ls []layers.Layer) {
+	sort.SliceStable(ls, func(i, j int) bool { return len(ls[i].Path) > len(ls[j].Path) })
 }
 
 // makeLayer makes the folders of a new layer. What an earlier layer of a directory
 // above already holds of it moves over: a mount point has appeared below that directory.
-func (b boxDir) makeLayer(l layers.Layer, older []layers.Layer) error {
-	for _, d := range []string{b.At("layers", l.Dir), b.Work(l)} {
+func (b boxDir) makeLayer(l *layers.Layer, older []layers.Layer) error {
+	for _, d := range []string{b.At("layers", l.Dir), b.Work(*l)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return err
 		}
+	}
+	if err := b.NotePlace(*l); err != nil {
+		return err
 	}
 	for _, o := range older {
 		if o.Path != l.Path && under(l.Path, o.Path) {
 			rel := strings.TrimPrefix(strings.TrimPrefix(l.Path, o.Path), "/")
 			if held, ok := folderIn(b.Upper(o), rel); ok {
-				return os.Rename(held, b.Upper(l))
+				if err := b.ForgetManifest(); err != nil {
+					return err
+				}
+				if err := os.Rename(held, b.Upper(*l)); err != nil {
+					return err
+				}
+				// What is below it is decided by the mount from now on.
+				if layers.Opaque(b.Upper(*l)) {
+					return sys.Lremovexattr(b.Upper(*l), opaqueAttr)
+				}
+				return nil
 			}
 		}
 	}
-	return makeLike(l.Path, b.Upper(l))
+	if err := makeLike(l.Path, b.Upper(*l)); err != nil {
+		return err
+	}
+	var st syscall.Stat_t
+	if err := syscall.Lstat(b.Upper(*l), &st); err != nil {
+		return err
+	}
+	l.Mode = st.Mode
+	return nil
 }
 
 // folderIn finds the folder that an upper layer holds at rel. Everything in a layer is
@@ -172,6 +203,9 @@ func (b boxDir) reach(layers []layers.Layer, dir string) error {
 			if err != nil {
 				return err
 			}
+			if err := b.ForgetManifest(); err != nil {
+				return err
+			}
 			// Its bits are those of the real one, which may be nobody's to write.
 			if err := os.Chmod(parent, 0o700); err != nil {
 				return err
@@ -197,8 +231,7 @@ const maxFrameFile = 1 << 20
 
 // makeFrame makes the bare frame of a directory: its subdirectories, empty, to mount
 // on, its symbolic links, and copies of its small files; large ones are empty there.
-func (b boxDir) makeFrame(l layers.Layer, s planStep) (large []string, err error) {
-	dir := b.Frame(l)
+func makeFrame(dir string, s planStep) (large []string, err error) {
 	if err := layers.RemoveTree(dir); err != nil {
 		return nil, err
 	}
@@ -214,6 +247,9 @@ func (b boxDir) makeFrame(l layers.Layer, s planStep) (large []string, err error
 		points[p] = true
 	}
 	for _, e := range ents {
+		if slices.Contains(s.Hide, e.Name()) {
+			continue
+		}
 		to, from := filepath.Join(dir, e.Name()), filepath.Join(s.Path, e.Name())
 		switch t := e.Type(); {
 		case t.IsDir():
@@ -224,6 +260,11 @@ func (b boxDir) makeFrame(l layers.Layer, s planStep) (large []string, err error
 					return nil, err
 				}
 			}
+		case t.IsRegular() && slices.Contains(s.Blind, e.Name()):
+			if err := os.WriteFile(to, nil, 0); err != nil {
+				return nil, err
+			}
+			delete(points, e.Name())
 		case t.IsRegular():
 			whole, err := copyIntoFrame(from, to)
 			if err != nil {
@@ -236,6 +277,12 @@ func (b boxDir) makeFrame(l layers.Layer, s planStep) (large []string, err error
 		}
 	}
 	for p := range points {
+		if slices.Contains(s.Blind, p) {
+			if err := os.Mkdir(filepath.Join(dir, p), 0o755); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		if err := makeLike(filepath.Join(s.Path, p), filepath.Join(dir, p)); err != nil {
 			return nil, err
 		}

@@ -6,12 +6,16 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/sandglass/sandglass/core"
 	"github.com/sandglass/sandglass/driver/sys"
 )
+
+// maxLate is how many processes that have ended are remembered.
+const maxLate = 1 << 14
 
 // proc is one process of the box.
 type proc struct {
@@ -27,6 +31,11 @@ type proc struct {
 	// ended: its exit is in the log
 	ended bool
 	init  bool // the stage itself: nothing of it is logged
+	// Of grants, see grant.go. All but holds are the serving goroutine's.
+	image []int64      // of it when it last wanted to execute; nil: that is settled
+	clean bool         // it has executed since it was made, and nobody has traced it since
+	own   string       // a file of the box's own that it has opened since then
+	holds *atomic.Bool // it has got a descriptor of a private file, or was made by one that has
 }
 
 // processes is the table of the session's processes. A process gets into it with its
@@ -37,6 +46,7 @@ type processes struct {
 	mu     sync.Mutex
 	byTID  map[uint32]*proc
 	byPID  map[int]*proc // by thread group id, outside
+	late   map[int]bool  // thread group ids of those that have ended, of late
 	byFD   map[int]*proc // by pidfd
 	used   map[int]int   // by pid in the box: how often it was used before
 	poller *sys.Poller
@@ -112,7 +122,7 @@ func (t *processes) see(tid uint32, now time.Time, depth int) *proc {
 		p.tids = append(p.tids, tid)
 		return p
 	}
-	p := &proc{tgid: st.TGID, pid: st.Inner, tids: []uint32{tid}, pidfd: -1, init: st.Inner == 1}
+	p := &proc{tgid: st.TGID, pid: st.Inner, tids: []uint32{tid}, pidfd: -1, init: st.Inner == 1, holds: new(atomic.Bool)}
 	if p.init {
 		if pidfd >= 0 {
 			sys.CloseFD(pidfd)
@@ -143,6 +153,10 @@ func (t *processes) see(tid uint32, now time.Time, depth int) *proc {
 		Target: p.exe, Verdict: core.Redirected, Outcome: core.Performed, Rule: "pid namespace"}
 	if parent != nil && !parent.init {
 		op.Detail = core.Detail{"ppid": strconv.Itoa(parent.pid), "pproc": string(parent.id)}
+		if parent.holds.Load() {
+			p.holds.Store(true)
+			op.Detail["holds"] = "private"
+		}
 	}
 	if pidfd < 0 {
 		if fd, err := sys.PidfdOpen(p.tgid); err == nil {
@@ -190,6 +204,10 @@ func (t *processes) forget(p *proc) {
 	}
 	if t.byPID[p.tgid] == p {
 		delete(t.byPID, p.tgid)
+		if t.late == nil || len(t.late) >= maxLate {
+			t.late = map[int]bool{}
+		}
+		t.late[p.tgid] = true
 	}
 	t.unwatch(p)
 	if p.dir > 0 {
@@ -384,4 +402,11 @@ func atoi(b []byte) int {
 		return 0
 	}
 	return n
+}
+
+// knew says whether a process that may have ended was one of the session's.
+func (t *processes) knew(tgid int) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.byPID[tgid] != nil || t.late[tgid]
 }

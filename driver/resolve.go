@@ -15,13 +15,15 @@ import (
 // link passes the supervisor, which then makes it forget. For the log only; a program
 // that changes links while it walks them can make it name either.
 type resolver struct {
-	root  int // descriptor of the box's root
-	links map[string]string
-	dirs  map[string]struct{} // canonical directories, no link on the way to them
-	held  int                 // bytes of both
-	since time.Time
-	buf   [4097]byte
-	key   []byte
+	root int // descriptor of the box's root
+	// unseen are places where a look may wait for ever: what is there is taken for no link.
+	unseen []string
+	links  map[string]string
+	dirs   map[string]struct{} // canonical directories, no link on the way to them
+	held   int                 // bytes of both
+	since  time.Time
+	buf    [4097]byte
+	key    []byte
 }
 
 const (
@@ -87,6 +89,11 @@ func (r *resolver) look(p string) (text string, link, missing bool) {
 	}
 	if len(p) >= maxPath {
 		return "", false, true
+	}
+	for _, d := range r.unseen {
+		if under(p, d) {
+			return "", false, false
+		}
 	}
 	r.key = append(append(r.key[:0], p[1:]...), 0)
 	if len(r.key) == 1 {

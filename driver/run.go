@@ -49,7 +49,10 @@ type Options struct {
 	// CaptureLimit how many bytes of the latest are kept.
 	Capture      string
 	CaptureLimit int64
-	// Notice is told what the person who runs the box should know before it starts. May be nil.
+	// Throwaway says that the box is removed after the session: nothing is recorded of its files.
+	Throwaway bool
+	// Notice is told what the person who runs the box should know before it starts, and what
+	// keeps it from ending. May be nil.
 	Notice func(string)
 	// Log is called with each operation, in order, from one goroutine. It owns what it
 	// gets only until it returns. While it blocks the box goes on until about 32,000
@@ -83,17 +86,22 @@ func Run(ctx context.Context, o Options) (code int, err error) {
 }
 
 type run struct {
-	o       Options
-	b       boxDir
-	steps   []planStep
-	layers  []layers.Layer
-	child   sys.Child
-	control *os.File
-	journal *journal
-	proc    *ownProc
-	ref     *os.File
-	joined  bool
-	s       *supervisor // nil until the box's init is ready
+	o         Options
+	b         boxDir
+	private   private  // what is hidden in the box's view, and for whom it is not
+	veils     []string // whiteouts that are to be there
+	steps     []planStep
+	layers    []layers.Layer
+	child     sys.Child
+	control   *os.File
+	journal   *journal
+	proc      *ownProc
+	ref       *os.File
+	joined    bool
+	damaged   bool // the box's view is read-only
+	intruders *intruders
+	was       []*core.Operation // from outside, before the session began
+	s         *supervisor       // nil until the box's init is ready
 
 	mu        sync.Mutex
 	killed    bool
@@ -138,6 +146,9 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 		}
 	}
 	defer unlock()
+	if err := r.b.Recover(); err != nil { // while nobody uses the layers: where one does, there is nothing to recover
+		return 125, err
+	}
 
 	term, err := newTerminal(o.Stdin, o.Stdout, o.Stderr)
 	if err != nil {
@@ -145,7 +156,7 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 	}
 	defer term.close()
 
-	if err := r.start(term); err != nil {
+	if err := r.start(ctx, term); err != nil {
 		return 125, err
 	}
 	defer sys.CloseFD(r.child.Pidfd)
@@ -176,6 +187,7 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 	}
 	defer sys.CloseFD(s.paths.root)
 	defer s.changed.close()
+	defer s.warden.close()
 	defer s.history.Close()
 	r.mu.Lock()
 	r.s = s
@@ -189,7 +201,7 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 			return 125, err
 		}
 	}
-	r.ref, err = r.b.Register(layers.SessionRef{ID: o.Session.ID, Supervisor: os.Getpid(), Init: r.child.PID, Net: o.Session.Net})
+	r.ref, err = r.b.Register(layers.SessionRef{ID: o.Session.ID, Supervisor: os.Getpid(), Init: r.child.PID, Net: o.Session.Net, Shares: sharesRead(o.Policy), Damaged: r.damaged})
 	if err != nil {
 		return 125, err
 	}
@@ -201,13 +213,21 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 
 	r.journal = s.journal
 	r.begin(m, s, term)
+	for _, op := range r.was {
+		r.journal.add(op)
+	}
+	r.was = nil
 	if r.noNet != "" && o.Notice != nil {
 		o.Notice("the box has no network: " + r.noNet + " (" + networkHint(r.noNet) + ")")
 	}
 	watch := r.watch()
+	if !r.damaged {
+		r.intruders = watchIntruders(r.b, r.layers, r.child.PID, r.knew, r.later)
+	}
 	remote, err := r.remote()
 	if err != nil {
 		watch.close()
+		r.intruders.close()
 		return 125, err
 	}
 	ended := make(chan stageMsg, 1)
@@ -244,6 +264,8 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 	end := <-ended
 	watch.close()
 	term.finish()
+	r.intruders.close()
+	lerr := r.leave(context.WithoutCancel(ctx))
 
 	switch {
 	case end.Op == "failed":
@@ -277,6 +299,9 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 		return 125, fmt.Errorf("write the log: %w", jerr)
 	}
 	<-failed
+	if err == nil && lerr != nil {
+		return 125, lerr
+	}
 	return code, err
 }
 
@@ -338,13 +363,19 @@ func waitText(ws syscall.WaitStatus) string {
 
 // start makes the stage: in new namespaces, or in those of the box when a session
 // already runs in it.
-func (r *run) start(term *terminal) error {
+func (r *run) start(ctx context.Context, term *terminal) error {
 	refs, err := r.b.Running()
 	if err != nil {
 		return err
 	}
+	for _, ref := range refs {
+		r.damaged = r.damaged || ref.Damaged
+	}
 	if len(refs) == 0 {
 		if err := r.b.FinishRollback(); err != nil {
+			return err
+		}
+		if err := r.inspect(ctx); err != nil {
 			return err
 		}
 	}
@@ -367,12 +398,18 @@ func (r *run) start(term *terminal) error {
 	argv := []string{stageName}
 
 	cfg := r.config(term)
+	cfg.Shares = boundShares(r.steps)
 	for _, ref := range refs {
 		if ref.Net != r.o.Session.Net && ref.Net != "" {
 			control.Close()
 			cfgW.Close()
 			return core.Hint(fmt.Errorf("the box runs with another network: %s, not %s", ref.Net, r.o.Session.Net),
 				"the sessions of a box have one network: run it with --net "+string(ref.Net)+", or in another box")
+		}
+		if ref.Shares != sharesRead(r.o.Policy) {
+			control.Close()
+			cfgW.Close()
+			return core.Hint(errors.New("the box runs with another policy on shares"), "the sessions of a box have one view of the machine's mounts: run it with the same files.share, or in another box")
 		}
 		// The session may be about to end: then the next, or a box of our own.
 		var fds []int
@@ -390,6 +427,7 @@ func (r *run) start(term *terminal) error {
 				exe.Close()
 			}
 			r.joined = err == nil
+			r.damaged = r.joined && ref.Damaged
 		}
 		for _, fd := range fds {
 			syscall.Close(fd)
@@ -398,11 +436,17 @@ func (r *run) start(term *terminal) error {
 			break
 		}
 	}
-	if !r.joined {
+	if !r.joined && r.damaged {
+		if err = r.salvage(&cfg); err == nil {
+			r.child, err = r.spawn(argv, env, files)
+		}
+	} else if !r.joined {
 		var large []string
-		if r.layers, large, err = r.b.prepare(r.steps); err == nil {
+		if r.layers, large, err = r.b.prepare(r.steps, r.o.Hide); err == nil {
 			cfg.Large = large
-			err = r.fillMounts(&cfg)
+			if err = r.hidePrivate(&cfg); err == nil {
+				err = r.fillMounts(&cfg)
+			}
 			if os.Geteuid() != 0 {
 				for _, d := range []string{"/var/tmp", r.o.Dir} {
 					if p, e := filepath.EvalSymlinks(d); e == nil && err == nil {
@@ -412,15 +456,14 @@ func (r *run) start(term *terminal) error {
 			}
 		}
 		if err == nil {
-			ns := sys.AllNS
-			if r.o.Session.Net == core.NetHost {
-				ns &^= sys.NewNet
-			}
-			r.child, err = sys.SpawnIn(sys.SelfExe(), argv, env, files, ns)
-			err = spawnHint(err)
+			r.child, err = r.spawn(argv, env, files)
 		}
+	} else if r.damaged {
+		r.layers = r.b.Salvage()
+		sortLayers(r.layers)
 	} else if r.layers, err = r.b.Layers(); err == nil {
-		sort.SliceStable(r.layers, func(i, j int) bool { return len(r.layers[i].Path) > len(r.layers[j].Path) })
+		err = r.joinPrivate()
+		sortLayers(r.layers)
 	}
 	if err != nil {
 		control.Close()
@@ -435,6 +478,16 @@ func (r *run) start(term *terminal) error {
 		cfgW.Close()
 	}()
 	return nil
+}
+
+// spawn makes the stage in namespaces of its own.
+func (r *run) spawn(argv, env []string, files []*os.File) (sys.Child, error) {
+	ns := sys.AllNS
+	if r.o.Session.Net == core.NetHost {
+		ns &^= sys.NewNet
+	}
+	c, err := sys.SpawnIn(sys.SelfExe(), argv, env, files, ns)
+	return c, spawnHint(err)
 }
 
 // spawnHint says what to do about a kernel that makes no user namespaces.
@@ -473,14 +526,23 @@ func (r *run) plan() error {
 		return err
 	}
 	ls, err := r.b.Layers()
+	if r.damaged {
+		ls, err = r.b.Salvage(), nil
+	}
 	if err != nil {
 		return err
 	}
-	var splits []string
+	vis := visibleMounts(all)
+	var splits, over []string
 	for _, l := range ls {
+		if mountKind(mountOf(vis, l.Path)) == fsShare { // not to be looked at
+			continue
+		}
 		// One that has gone outside (a mount of an earlier day) is not in the view.
-		if _, err := os.Lstat(l.Path); err == nil {
+		if _, err := os.Lstat(l.Path); err == nil && !l.Over {
 			splits = append(splits, l.Path)
+		} else if err == nil {
+			over = append(over, l.Path)
 		}
 	}
 	hide := make([]string, len(r.o.Hide))
@@ -493,7 +555,7 @@ func (r *run) plan() error {
 		}
 	}
 	r.o.Hide = hide
-	r.steps, err = planMounts(visibleMounts(all), splits, hide, func(d string) (names []string, isDir bool, err error) {
+	r.steps, err = planMounts(vis, splits, hide, func(d string) (names []string, isDir bool, err error) {
 		if fi, err := os.Lstat(d); err == nil && !fi.IsDir() {
 			return nil, false, nil
 		}
@@ -508,7 +570,10 @@ func (r *run) plan() error {
 		}
 		return names, true, err
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	return r.planPrivate(vis, over)
 }
 
 func (r *run) fillMounts(cfg *stageConfig) error {
@@ -519,17 +584,19 @@ func (r *run) fillMounts(cfg *stageConfig) error {
 	for _, s := range r.steps {
 		m := stageMount{planStep: s}
 		switch s.Kind {
-		case stepOverlay, stepFrame:
+		case stepOverlay, stepFrame, stepVeil:
 			l, ok := byPath[s.Path]
 			if !ok {
 				return fmt.Errorf("no layer for %s", s.Path)
 			}
 			m.Lower, m.Upper, m.Work = s.Path, r.b.Upper(l), r.b.Work(l)
-			if s.Kind == stepFrame {
+			if s.Kind != stepOverlay {
 				m.Lower = r.b.Frame(l)
 			}
+		case stepVeilFile:
+			m.Lower = r.b.veilFile(s.Path)
 		}
-		m.Points = nil
+		m.Points, m.Blind, m.Hide, m.Roots = nil, nil, nil, nil
 		cfg.Steps = append(cfg.Steps, m)
 	}
 	return nil
@@ -572,7 +639,7 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("take the filter's listener: %w", err)
 	}
-	s := &supervisor{hide: hiddenPaths(r.steps), hostNet: r.o.Session.Net == core.NetHost, ports: r.o.Guarded, sockets: socketsOf(r.o.Env)}
+	s := &supervisor{hide: hiddenPaths(r.steps), hostNet: r.o.Session.Net == core.NetHost, ports: r.o.Guarded, sockets: socketsOf(r.o.Env), settings: settingsOf(r.o.Env), moving: make(chan struct{}, 1)}
 	if daemon := busDaemon(); daemon != "" && r.o.Policy.Decide(core.IPCDBus).Verdict == core.Redirected {
 		s.bus = &sessionBus{path: busPath(), start: func() error {
 			return send(r.control, stageMsg{Op: "spawn", Argv: busCommand(daemon, busPath())})
@@ -581,6 +648,7 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 	if ready.Landlock != nil {
 		s.wall = *ready.Landlock
 	}
+	s.damaged = r.damaged
 	s.policy.Store(r.o.Policy)
 	s.l, s.sync = sys.NewListener(fd)
 	r.noNet = ready.NoNet
@@ -591,8 +659,20 @@ func (r *run) supervisor(ready stageMsg) (*supervisor, error) {
 		return nil, fmt.Errorf("open the box's root: %w", err)
 	}
 	s.paths = newResolver(root)
+	if s.shares, err = sharesOf(r.child.PID, r.steps); err != nil {
+		return nil, err
+	}
+	for _, x := range s.shares {
+		s.paths.unseen = append(s.paths.unseen, x.path)
+	}
 	if s.changed, err = openChanged(r.b, r.layers, r.o.Session.Observe == core.ObserveLean, !r.joined); err != nil {
 		return nil, err
+	}
+	s.warden = r.newWarden(ready.Clones)
+	s.changed.forget = func() {
+		if err := r.b.ForgetManifest(); err != nil {
+			r.kill("the record of the box's files cannot be taken away: " + err.Error())
+		}
 	}
 	if s.history, err = openHistory(r.b, r.layers, &r.o); err != nil {
 		return nil, err
@@ -663,6 +743,15 @@ func (r *run) begin(m stageMsg, s *supervisor, term *terminal) {
 	}
 	if len(m.Masked) > 0 {
 		d["masked"] = core.Shorten(strings.Join(m.Masked, ", "), 4096)
+	}
+	var shares []string
+	for _, x := range s.shares {
+		if x.read {
+			shares = append(shares, x.path+" ("+x.kind+")")
+		}
+	}
+	if shares != nil {
+		d["shares"] = core.Shorten(strings.Join(shares, ", "), 4096)
 	}
 	r.journal.add(&core.Operation{Surface: core.SandboxLifecycle, Action: core.ActBegin, Target: strings.Join(o.Session.Command, " "),
 		Verdict: core.Allowed, Outcome: core.Performed, Rule: "supervisor", Leak: o.Session.Net == core.NetHost, Detail: d})

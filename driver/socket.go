@@ -255,6 +255,7 @@ func (s *supervisor) sendMsg(c sys.Call, fd int32, msg uint64, flags uint32) ans
 	if n, e := sys.ReadMem(int(s.n.TID), msg, h[:]); e != 0 || n < len(h) {
 		return answer{} // the kernel says EFAULT, or sends to where it may
 	}
+	s.passes(h[:])
 	name, size := binary.NativeEndian.Uint64(h[0:]), binary.NativeEndian.Uint32(h[8:])
 	if name == 0 || size == 0 {
 		return answer{}

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/sandglass/sandglass/core"
 	"github.com/sandglass/sandglass/driver/network"
@@ -54,7 +55,8 @@ type stageMsg struct {
 	Diag     int              `json:"diag,omitempty"`
 	NoNet    string           `json:"no_net,omitempty"` // why there is no tun
 	Addrs    []netip.AddrPort `json:"addrs,omitempty"`
-	FDs      []int            `json:"fds,omitempty"` // as many; -1: the address is taken
+	FDs      []int            `json:"fds,omitempty"`    // as many; -1: the address is taken
+	Clones   []int            `json:"clones,omitempty"` // as many as asked for; -1: the kernel makes none
 	Killable bool             `json:"killable,omitempty"`
 	Masked   []string
 	Landlock *secondWall `json:",omitempty"`
@@ -73,7 +75,10 @@ type stageConfig struct {
 	Root     string // where the box's root is put together
 	Steps    []stageMount
 	Large    []string // files of frames that are bound, read-only
-	Join     bool     // the box's mounts exist already
+	Shares   []string // shares that are read
+	Clones   []string // real places that the supervisor gets a read-only mount of
+	Programs []stageBind
+	Join     bool // the box's mounts exist already
 	OwnNet   bool
 	Tun      bool                   // the namespace gets a way out, see package network
 	V6       bool                   // to IPv6 too
@@ -94,6 +99,9 @@ type stageConfig struct {
 	PIDMax   int64 // of the session's PID namespace; 0: any
 }
 
+// stageBind is a file of the box's folder that is bound, read-only, on a path of the box.
+type stageBind struct{ From, To string }
+
 type stageMount struct {
 	planStep
 	Lower, Upper, Work string
@@ -112,6 +120,9 @@ const (
 // anything else in main and in TestMain; in any other process it returns at once, in
 // the child never.
 func Stage() {
+	if len(os.Args) == 3 && os.Args[0] == shareName {
+		bindShare(os.Args[1], os.Args[2])
+	}
 	if len(os.Args) != 1 || os.Args[0] != stageName || os.Getpid() != 1 {
 		return
 	}
@@ -178,8 +189,11 @@ type stage struct {
 	tun     int // 0: none
 	diag    int
 	noNet   string
-	listen  []int         // as cfg.Listen; -1: the address is taken
-	spawn   chan []string // helpers to start, from the filtered thread
+	// shareEnd is until when shares are waited for
+	shareEnd time.Time
+	listen   []int         // as cfg.Listen; -1: the address is taken
+	clones   []int         // as cfg.Clones; -1: the kernel makes none
+	spawn    chan []string // helpers to start, from the filtered thread
 }
 
 func (s *stage) run() error {
@@ -224,7 +238,7 @@ func (s *stage) run() error {
 		return err
 	}
 	sys.IgnoreSignalsAsInit() // only now: the runtime needed a signal to reach all threads
-	wall, err := enterLandlock(!s.cfg.OwnNet, s.cfg.OpenRoot)
+	wall, err := enterLandlock(!s.cfg.OwnNet, s.cfg.OpenRoot, s.cfg.Shares)
 	if err != nil {
 		return err
 	}
@@ -232,7 +246,7 @@ func (s *stage) run() error {
 	if err != nil {
 		return err
 	}
-	ready := stageMsg{Op: "ready", Listener: listener, Killable: killable, Masked: s.masked, Landlock: &wall, PTY: -1, Tun: s.tun, Diag: s.diag, NoNet: s.noNet, FDs: s.listen}
+	ready := stageMsg{Op: "ready", Listener: listener, Killable: killable, Masked: s.masked, Landlock: &wall, PTY: -1, Tun: s.tun, Diag: s.diag, NoNet: s.noNet, FDs: s.listen, Clones: s.clones}
 	if master != nil {
 		ready.PTY = int(master.Fd())
 	}
@@ -242,7 +256,7 @@ func (s *stage) run() error {
 	if m, err := receive(s.control); err != nil || m.Op != "go" {
 		os.Exit(125) // the supervisor is gone
 	}
-	for _, fd := range []int{listener, s.tun, s.diag} {
+	for _, fd := range append([]int{listener, s.tun, s.diag}, s.clones...) {
 		if fd > 0 {
 			sys.CloseFD(fd)
 		}
@@ -450,12 +464,28 @@ func (s *stage) build() error {
 	if err := sys.Mount("", "/", "", sys.Rec|sys.Private, ""); err != nil {
 		return err
 	}
+	inRun := func(m stageMount) bool { return m.Kind == stepShare && under(m.Path, "/run") }
+	for _, p := range s.cfg.Clones {
+		fd, err := sys.CloneTree(p, true)
+		if err != nil {
+			fd = -1 // something is mounted below it
+		}
+		s.clones = append(s.clones, fd)
+	}
 	for _, m := range s.cfg.Steps {
+		if inRun(m) {
+			continue // /run is made first
+		}
 		if err := s.mount(m); err != nil {
 			return err
 		}
 	}
 	root := s.cfg.Root
+	for _, p := range s.cfg.Programs {
+		if err := s.bindOver(p.From, p.To); err != nil {
+			return err
+		}
+	}
 	for _, f := range s.cfg.Large {
 		if err := sys.BindReadOnly(f, root+f, false); err != nil {
 			return err
@@ -473,6 +503,13 @@ func (s *stage) build() error {
 	}
 	if err := s.buildRun(root + "/run"); err != nil {
 		return err
+	}
+	for _, m := range s.cfg.Steps {
+		if inRun(m) {
+			if err := s.share(m); err != nil {
+				return err
+			}
+		}
 	}
 	if s.cfg.OwnNet {
 		if err := sys.LoopbackUp(); err != nil {
@@ -522,8 +559,74 @@ func (s *stage) buildNet(root string) (err error) {
 // resolvFile is the box's resolv.conf below its /run, from where it is mounted.
 const resolvFile = "/sandglass/resolv.conf"
 
+// over opens a place of the box as it is put together, for a mount over the layer of a
+// directory above. The box may have put links in the way or something else in its place, in
+// an earlier session: then what is private is not seen there, and ok is false.
+func (s *stage) over(p string, dir bool) (fd int, ok bool, err error) {
+	root, err := sys.OpenPath(-1, s.cfg.Root, syscall.O_DIRECTORY)
+	if err != nil {
+		return -1, false, err
+	}
+	defer sys.CloseFD(root)
+	fd, err = sys.OpenPlainly(root, strings.TrimPrefix(p, "/"))
+	switch {
+	case errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP) || errors.Is(err, syscall.EACCES):
+		return -1, false, nil
+	case err != nil:
+		return -1, false, fmt.Errorf("open %s of the box: %w", p, err)
+	}
+	mode, err := sys.Mode(fd)
+	if kind := mode & syscall.S_IFMT; err != nil || dir && kind != syscall.S_IFDIR || !dir && kind != syscall.S_IFREG {
+		sys.CloseFD(fd)
+		return -1, false, err
+	}
+	return fd, true, nil
+}
+
+// bindOver binds the file from, read-only, on the box's file to.
+func (s *stage) bindOver(from, to string) error {
+	at, ok, err := s.over(to, false)
+	if err != nil || !ok {
+		return err
+	}
+	defer sys.CloseFD(at)
+	tree, err := sys.CloneTree(from, false)
+	if err != nil {
+		return err
+	}
+	defer sys.CloseFD(tree)
+	if err := sys.MoveOnto(tree, at); err != nil {
+		return fmt.Errorf("bind on %s: %w", to, err)
+	}
+	return nil
+}
+
+// mountOver mounts the overlay of a step that is over the layer of a directory above. What
+// goes wrong hides the place: it is private, or its content is in a layer of its own.
+func (s *stage) mountOver(m stageMount) error {
+	at, ok, err := s.over(m.Path, true)
+	if err != nil || !ok {
+		return err
+	}
+	defer sys.CloseFD(at)
+	target := "/proc/self/fd/" + strconv.Itoa(at)
+	if err := mountOverlay(m, target); err != nil {
+		s.masked = append(s.masked, m.Path+" ("+err.Error()+")")
+		return sys.Mount("masked", target, "tmpfs", sys.RdOnly|sys.NoSuid|sys.NoDev|sys.NoExec, "mode=0555,size=4k,nr_inodes=2")
+	}
+	return nil
+}
+
 func (s *stage) mount(m stageMount) error {
 	target := s.cfg.Root + strings.TrimSuffix(m.Path, "/")
+	switch m.Kind {
+	case stepVeilFile:
+		return s.bindOver(m.Lower, m.Path)
+	case stepVeil, stepOverlay:
+		if m.Over || m.Kind == stepVeil {
+			return s.mountOver(m)
+		}
+	}
 	switch m.Kind {
 	case stepOverlay, stepFrame:
 		err := mountOverlay(m, target)
@@ -539,8 +642,12 @@ func (s *stage) mount(m stageMount) error {
 		m.Why = err.Error()
 		fallthrough // what cannot be overlaid is not passed
 	case stepMask:
-		if _, err := os.Lstat(target); errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		there, err := os.Lstat(target)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 			return nil // not in the box's view
+		}
+		if err == nil && m.Why == privateReason && there.Mode()&fs.ModeSymlink != 0 {
+			return nil // where a real one leads is masked itself; any other is the box's
 		}
 		s.masked = append(s.masked, m.Path+" ("+m.Why+")")
 		if fi, err := os.Stat(target); err == nil && !fi.IsDir() {
@@ -553,6 +660,8 @@ func (s *stage) mount(m stageMount) error {
 		return sys.Mount("masked", target, "tmpfs", sys.RdOnly|sys.NoSuid|sys.NoDev|sys.NoExec, mode+",size=4k,nr_inodes=2")
 	case stepImage:
 		return sys.BindReadOnly(m.Path, target, false)
+	case stepShare:
+		return s.share(m)
 	}
 	return fmt.Errorf("plan: unknown step %q", m.Kind)
 }

@@ -166,16 +166,22 @@ type supervisor struct {
 	hide      []string
 	steps     []planStep // longest path first: what kind of place a path is on
 	hostNet   bool       // the network is the caller's
+	damaged   bool       // the box was damaged from outside, and its view is read-only
 	wall      secondWall
 	abstract  map[string]bool // names that the box bound on the caller's network
 	ports     func() []uint16
-	bus       *sessionBus             // nil: the box has none
+	bus       *sessionBus // nil: the box has none
+	settings  settingsFiles
+	shares    []share                 // longest path first
 	sockets   map[string]core.Surface // that the caller's environment points at
 	limits    limiter
 	outside   *outside
 	relays    relays
-	net       *network.Network              // nil: the box has no way out of its own
+	net       *network.Network // nil: the box has no way out of its own
+	warden    *warden
 	frozen    atomic.Pointer[chan struct{}] // closed when the session is frozen no more; nil: it is not
+	moving    chan struct{}                 // 1 deep: held while a tree is moved
+	moved     atomic.Bool                   // one was: what is known of paths may be wrong
 
 	n    *sys.Notif
 	p    *proc
@@ -210,6 +216,9 @@ func (s *supervisor) serve() {
 		s.standStill()
 		s.n, s.now = n, time.Now()
 		s.paths.tick(s.now)
+		if s.moved.Swap(false) {
+			s.paths.forget()
+		}
 		if n.TID == 0 {
 			s.l.Fail(n.ID, syscall.EPERM) // not to be named from here: not of this box
 			continue
@@ -416,6 +425,12 @@ func (s *supervisor) judge() answer {
 	case sys.CallSetrlimit:
 		return s.coreLimit(c, true)
 	case sys.CallPrctl:
+		if uint32(a[0]) == prSetMM {
+			if s.warden.judges() { // by it a process is known to have executed
+				return s.refuse(core.ProcessMemory, core.ActSyscall, "PR_SET_MM", privateReason, syscall.EPERM, core.Detail{"call": c.String()})
+			}
+			return answer{}
+		}
 		s.outside.sends(s.p.pid, uint32(a[1])) // when its parent dies
 		return answer{}
 	case sys.CallUnshare:
@@ -542,6 +557,14 @@ func (s *supervisor) procLink(kind string, fd int32) (string, syscall.Errno) {
 	b = append(b, 0)
 	s.name = b
 	n, e := sys.ReadlinkAt(dir, b, s.link[:])
+	if e == syscall.EACCES && fd >= 0 { // of a program that nobody may read: its fd directory is root's
+		if own, err := sys.ThreadFD(int(s.n.TID), int(fd)); err == nil {
+			s.name = strconv.AppendInt(append(s.name[:0], "/proc/self/fd/"...), int64(own), 10)
+			s.name = append(s.name, 0)
+			n, e = sys.ReadlinkAt(-1, s.name, s.link[:])
+			sys.CloseFD(own)
+		}
+	}
 	if e != 0 {
 		return "", e
 	}
@@ -656,6 +679,9 @@ func (s *supervisor) spotOf(p place) spot {
 
 // look judges an operation that only looks at p.
 func (s *supervisor) look(sf core.Surface, act core.Action, p place, d core.Detail) answer {
+	if a, ok := s.privateLook(act, p, d); ok {
+		return a
+	}
 	dec := s.policy.Load().Decide(sf)
 	op := &core.Operation{Surface: sf, Action: act, Target: p.path, Verdict: core.Allowed, Rule: dec.Rule, Detail: d}
 	if p.missing {
@@ -664,7 +690,11 @@ func (s *supervisor) look(sf core.Surface, act core.Action, p place, d core.Deta
 		}
 		op.Detail["found"] = "no"
 	}
-	switch s.spotOf(p) {
+	at := s.spotOf(p)
+	if x, ok := s.shareOf(p.path); ok && !p.object && at != onHidden {
+		return s.onShare(x, sf, act, p, op.Detail, false)
+	}
+	switch at {
 	case onHidden:
 		return s.refuse(core.SandboxSelf, act, p.path, "mask", syscall.EACCES, d)
 	case onMask:
@@ -678,6 +708,7 @@ func (s *supervisor) look(sf core.Surface, act core.Action, p place, d core.Deta
 	case onOverlay:
 		if s.changed.is(p.path) {
 			op.Verdict, op.Rule = core.Redirected, "overlay"
+			s.opensOwn(p)
 		}
 	}
 	if dec.Verdict == core.Blocked {
@@ -693,7 +724,16 @@ func (s *supervisor) write(act core.Action, p place, p2 *place, d core.Detail) a
 		if x == nil {
 			continue
 		}
-		switch s.spotOf(*x) {
+		if x != p2 || act != core.ActRename { // what is renamed onto is replaced
+			if a, ok := s.privateWrite(act, *x, d); ok {
+				return a
+			}
+		}
+		at := s.spotOf(*x)
+		if sh, ok := s.shareOf(x.path); ok && !x.object && at != onHidden {
+			return s.onShare(sh, core.FilesShare, act, *x, d, true)
+		}
+		switch at {
 		case onHidden:
 			return s.refuse(core.SandboxSelf, act, p.path, "mask", syscall.EACCES, d)
 		case onMask:
@@ -713,13 +753,28 @@ func (s *supervisor) write(act core.Action, p place, p2 *place, d core.Detail) a
 			rule = "own view"
 		}
 	}
-	if dec := s.policy.Load().Decide(core.FilesWrite); dec.Verdict == core.Blocked {
-		return s.refuse(core.FilesWrite, act, p.path, dec.Rule, syscall.EACCES, d)
+	sf := core.FilesWrite
+	if rule == "overlay" {
+		for _, x := range []*place{&p, p2} { // where it goes to says more than where it comes from
+			if x != nil {
+				if set := s.settings.surface(x.path, s.exists); set != "" {
+					sf = set
+				}
+			}
+		}
+	}
+	if s.damaged && rule == "overlay" {
+		return s.refuse(sf, act, p.path, damagedRule, syscall.EROFS, d)
+	}
+	for _, needs := range []core.Surface{core.FilesWrite, sf} {
+		if dec := s.policy.Load().Decide(needs); dec.Verdict == core.Blocked {
+			return s.refuse(sf, act, p.path, dec.Rule, syscall.EACCES, d)
+		}
 	}
 	if rule == "overlay" && adds[act] && s.limits.full.Load() {
-		return s.refuse(core.FilesWrite, act, p.path, "limit box-size", syscall.EDQUOT, d)
+		return s.refuse(sf, act, p.path, "limit box-size", syscall.EDQUOT, d)
 	}
-	return answer{ops: [2]*core.Operation{{Surface: core.FilesWrite, Action: act, Target: p.path, Verdict: core.Redirected, Rule: rule, Detail: d}}}
+	return answer{ops: [2]*core.Operation{{Surface: sf, Action: act, Target: p.path, Verdict: core.Redirected, Rule: rule, Detail: d}}}
 }
 
 // unreadable is the answer for a call whose arguments the kernel will refuse as well:
@@ -821,11 +876,11 @@ func (s *supervisor) rename(fd1 int32, a1 uint64, fd2 int32, a2 uint64, flags ui
 	if flags&exchange != 0 {
 		act = core.ActExchange
 	}
-	from, e := s.find(fd1, a1, false)
+	from, plain1, slash1, e := s.findEntry(fd1, a1)
 	if e != 0 {
 		return s.unreadable(core.FilesWrite, act, from, e)
 	}
-	to, e := s.find(fd2, a2, false)
+	to, plain2, slash2, e := s.findEntry(fd2, a2)
 	if e != 0 {
 		return s.unreadable(core.FilesWrite, act, to, e)
 	}
@@ -837,6 +892,9 @@ func (s *supervisor) rename(fd1 int32, a1 uint64, fd2 int32, a2 uint64, flags ui
 			s.changed.markTree(from.path)
 		}
 		s.paths.changes(from.path, true)
+		if plain1 && plain2 {
+			return s.moveTree(from, to, [2]string{slash1, slash2}, flags, ans)
+		}
 	}
 	return s.keepRename(ans, from, to, act == core.ActExchange)
 }
@@ -856,7 +914,7 @@ func (s *supervisor) hardlink(fd1 int32, a1 uint64, fd2 int32, a2 uint64, flags 
 	if e != 0 {
 		return s.unreadable(core.FilesWrite, core.ActLink, to, e)
 	}
-	if s.spotOf(from) == onOverlay && s.spotOf(to) == onOverlay && !s.changed.inUpper(from.path) && s.isFile(from.path) {
+	if s.spotOf(from) == onOverlay && s.spotOf(to) == onOverlay && !s.changed.inUpper(from.path) && !strings.HasSuffix(t, "/") && s.isFile(from.path) && s.isFree(to) {
 		// The overlay would copy the file up first and link the copy, which has another
 		// inode number than the one that the program may have seen (an unprivileged
 		// overlay keeps no index of inodes): git, for one, takes that for an attack and
@@ -879,6 +937,12 @@ func (s *supervisor) hardlink(fd1 int32, a1 uint64, fd2 int32, a2 uint64, flags 
 func (s *supervisor) isFile(p string) bool {
 	mode, _, err := sys.Lstat(s.paths.root, strings.TrimPrefix(p, "/"))
 	return err == nil && mode&syscall.S_IFMT == syscall.S_IFREG
+}
+
+// isFree says whether a file could be made at p; if not, the kernel says why.
+func (s *supervisor) isFree(p place) bool {
+	_, _, err := sys.Lstat(s.paths.root, strings.TrimPrefix(p.path, "/"))
+	return err == syscall.ENOENT && !p.missing && !p.loop
 }
 
 func (s *supervisor) symlink(text uint64, dirfd int32, addr uint64) answer {
@@ -941,7 +1005,8 @@ func (s *supervisor) bind(addr, size uint64) answer {
 }
 
 func (s *supervisor) openat2() answer {
-	var how [24]byte // struct open_how: flags, mode, resolve
+	s.changed.touch() // how the file is opened is in memory, and may change after the look
+	var how [24]byte  // struct open_how: flags, mode, resolve
 	n, e := sys.ReadMem(int(s.n.TID), s.n.Args[2], how[:])
 	if e != 0 || n < len(how) {
 		return s.unreadable(core.FilesRead, core.ActRead, place{}, syscall.EFAULT)
@@ -983,10 +1048,13 @@ func (s *supervisor) open(dirfd int32, addr uint64, flags uint32, inRoot bool) a
 	if a, ok := s.device(p, flags); ok {
 		return a
 	}
+	if a, ok := s.privateOpen(p, act, flags); ok {
+		return a
+	}
 	if !writes {
 		return s.look(sf, act, p, nil)
 	}
-	if act == core.ActCreate && p.found && flags&oTmpfile == 0 {
+	if _, unseen := s.shareOf(p.path); act == core.ActCreate && p.found && flags&oTmpfile == 0 && !unseen {
 		act = core.ActWrite // O_CREAT of what is there
 	}
 	d := core.Detail{"flags": openFlags(flags)}
@@ -1051,7 +1119,10 @@ func (s *supervisor) exec(dirfd int32, addr, argv uint64, flags uint32) answer {
 					op.Exe = p.exe
 				}
 			}
-			a.after = func() { s.procs.executes(p) }
+			if file := s.kept(p); file != "" && ops[0] != nil {
+				ops[0].Detail["holds"] = file
+			}
+			a.after = func() { s.executing(p); s.procs.executes(p) }
 		}
 	}
 	return a

@@ -25,6 +25,8 @@ need script bsdutils
 need ip iproute2
 need dig dnsutils
 need ping iputils-ping
+need bindfs bindfs
+need fusermount3 fuse3
 [ -x /usr/sbin/sshd ] || missing+=(openssh-server)
 [ -e /usr/share/dbus-1/services/ca.desrt.dconf.service ] || missing+=(dconf-service dconf-gsettings-backend)
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing+=(postgresql)
@@ -36,6 +38,9 @@ dpkg -s libc6-dev >/dev/null 2>&1 || missing+=(libc6-dev)
 if [ "$(id -u)" = 0 ]; then
 	[ -e /dev/net/tun ] || { mkdir -p /dev/net && mknod /dev/net/tun c 10 200; }
 	chmod 0666 /dev/net/tun
+	# File systems in user space are mounted by everybody, where the kernel has them.
+	[ -e /dev/fuse ] || mknod /dev/fuse c 10 229
+	chmod 0666 /dev/fuse
 fi
 [ ${#missing[@]} -gt 0 ] || exit 0
 

@@ -130,6 +130,10 @@ type boxView struct {
 	older    string  // addresses of the neighbouring windows; "" when there is none
 	newer    string
 	network  netView
+
+	census       Census // of the changed files
+	filesTrouble string // why they could not be counted
+	holds        bool   // there is somebody to ask for them
 }
 
 // opRow is an operation in the list.
@@ -329,6 +333,7 @@ func (s *site) box(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		err = s.readNetwork(ctx, &v)
 	}
+	s.readCensus(ctx, &v)
 	if err == nil {
 		err = s.readWindow(ctx, &v, &alarms{})
 	}
@@ -387,6 +392,9 @@ func (s *site) boxLive(w http.ResponseWriter, r *http.Request) {
 			return nil, err
 		}
 		parts := []part{{"procs", procsPart(v)}, {"names", namesPart(v)}, {"surfaces", surfacesPart(v)}, {"sessions", sessionsPart(v)}}
+		if s.readCensus(ctx, &v); v.holds && f.keeps() && !fixed {
+			parts = append(parts, part{"files", filesPart(v)})
+		}
 		if f.keeps() && !fixed {
 			parts = append(parts, part{"network", networkPart(v)})
 		}

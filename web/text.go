@@ -143,6 +143,28 @@ func shown(s string) templ.Component {
 	})
 }
 
+// shownLine is a line of a file, with the spaces and tabs within it as they are: those at
+// its end are shown, for a diff is often about them.
+func shownLine(s string) templ.Component {
+	return templ.ComponentFunc(func(_ context.Context, w io.Writer) error {
+		h := htmlWriter{w: w}
+		body := strings.TrimRight(s, " \t")
+		for rest := body; rest != ""; {
+			n := len(rest) - len(strings.TrimLeft(rest, " \t"))
+			h.raw(rest[:n])
+			rest = rest[n:]
+			word := rest
+			if i := strings.IndexAny(rest, " \t"); i >= 0 {
+				word = rest[:i]
+			}
+			h.visible(word)
+			rest = rest[len(word):]
+		}
+		h.visible(s[len(body):])
+		return h.err
+	})
+}
+
 // shownMiddle is hostile text of about n characters at most.
 func shownMiddle(s string, n int) templ.Component {
 	return templ.ComponentFunc(func(_ context.Context, w io.Writer) error {

@@ -20,7 +20,8 @@ import (
 // Options is what the dashboard needs.
 type Options struct {
 	Source  Source
-	Orders  Orders // nil: the pages only show
+	Orders  Orders                          // nil: the pages only show
+	Files   func(box string) (Files, error) // what a box holds; nil: the pages do not show it
 	Hub     *Hub
 	Auth    *Auth
 	Version string
@@ -86,6 +87,13 @@ func New(o Options) http.Handler {
 			r.Get("/boxes/{box}/network", s.networkPage)
 			r.Post("/boxes/{box}/cut", s.cut)
 			r.Post("/boxes/{box}/offline", s.offline)
+			r.Get("/boxes/{box}/files", s.files)
+			r.Get("/boxes/{box}/files/image", s.fileImage)
+			r.Post("/boxes/{box}/files/plan", s.planFiles)
+			r.Post("/boxes/{box}/files/commit", s.doFiles(OrderCommit))
+			r.Post("/boxes/{box}/files/discard", s.doFiles(OrderDiscard))
+			r.Post("/boxes/{box}/files/snapshot", s.takeSnapshot)
+			r.Post("/boxes/{box}/files/rollback", s.rollback)
 		})
 	})
 	return r
@@ -109,7 +117,11 @@ func NewServer(h http.Handler, hub *Hub) *http.Server {
 // bounded limits what a request can bring.
 func bounded(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		r.Body = http.MaxBytesReader(w, r.Body, 64<<10)
+		room := int64(64 << 10)
+		if strings.Contains(r.URL.Path, "/files/") { // many long paths may be selected
+			room = 4 << 20
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, room)
 		next.ServeHTTP(w, r)
 	})
 }

@@ -35,6 +35,7 @@ type running struct {
 	logins  []bool
 	errs    []error
 	orders  recorder
+	held    map[string]*holdings // of boxes, by name
 }
 
 // recorder takes orders and does what can be done in a test: it writes them down.
@@ -68,6 +69,25 @@ func (r *recorder) taken() []string {
 	return all
 }
 
+// files returns what a box holds: nothing, where the test says nothing.
+func (s *running) files(box string) (Files, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if h := s.held[box]; h != nil {
+		return h, nil
+	}
+	return &holdings{}, nil
+}
+
+// holding has the box "default" hold something.
+func holding(srv *httptest.Server, h *holdings) *httptest.Server {
+	s := siteOf(srv)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held = map[string]*holdings{"default": h}
+	return srv
+}
+
 // told returns the sign-ins and the errors that were reported so far.
 func (s *running) told() (logins []bool, errs []error) {
 	s.mu.Lock()
@@ -92,7 +112,7 @@ func sessionCookie(srv *httptest.Server) string {
 func start(t testing.TB, src Source) *httptest.Server {
 	t.Helper()
 	s := &running{auth: NewAuth(), hub: NewHub()}
-	h := New(Options{Source: src, Orders: &s.orders, Hub: s.hub, Auth: s.auth, Version: "test", Home: "/home/ann",
+	h := New(Options{Source: src, Orders: &s.orders, Files: s.files, Hub: s.hub, Auth: s.auth, Version: "test", Home: "/home/ann",
 		Live:    func() (bool, string) { s.mu.Lock(); defer s.mu.Unlock(); return s.why == "", s.why },
 		OnLogin: func(ok bool, _ string) { s.mu.Lock(); defer s.mu.Unlock(); s.logins = append(s.logins, ok) },
 		OnError: func(_ *http.Request, err error) { s.mu.Lock(); defer s.mu.Unlock(); s.errs = append(s.errs, err) },

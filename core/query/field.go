@@ -138,9 +138,9 @@ var (
 		core.ActSetattr, core.ActHandle, core.ActExec, core.ActStart, core.ActExit, core.ActMount, core.ActNamespace,
 		core.ActSignal, core.ActSchedule, core.ActLimit, core.ActTrace, core.ActMemory, core.ActGetfd, core.ActCompare,
 		core.ActAttach, core.ActConnect, core.ActSend, core.ActAccept, core.ActIdentify, core.ActCount, core.ActClose,
-		core.ActResolve, core.ActTunnel, core.ActConfigure, core.ActAsk, core.ActListen, core.ActSocket, core.ActOpen, core.ActIoctl, core.ActHit,
+		core.ActResolve, core.ActTunnel, core.ActPass, core.ActConfigure, core.ActAsk, core.ActListen, core.ActSocket, core.ActOpen, core.ActIoctl, core.ActHit,
 		core.ActFreeze, core.ActThaw, core.ActKill, core.ActPolicy,
-		core.ActIOUring, core.ActSyscall, core.ActBegin, core.ActEnd, core.ActSlow)
+		core.ActIOUring, core.ActSyscall, core.ActBegin, core.ActEnd, core.ActTrouble, core.ActSlow)
 	errnos  = []string{"EACCES", "EEXIST", "ENOENT", "ENOSYS", "ENXIO", "EOPNOTSUPP", "EPERM", "EROFS"}
 	moments = []string{"5m", "1h", "1d", "today", "yesterday"}
 	details = []string{"argv", "call", "code", "flags", "flow", "found", "from", "mode", "name", "ppid", "rcode", "reason", "signal", "size", "to", "type"}

@@ -19,9 +19,13 @@ import (
 //	layers.json     which directory of the real tree has which layer
 //	layers/N/upper  what the box changed below that directory, as overlayfs keeps it
 //	layers/N/work   overlayfs's own
+//	layers/N/path   which directory that is, should layers.json be lost
 //	layers/N/frame  the bare frame of a directory with mount points further down
+//	manifest        what the upper layers were like when the last session had ended
+//	layers/trash    what was discarded and is not removed yet
 //	mnt             where the box's root is put together (empty outside the box)
 //	run/lock        held while the box's mounts are made
+//	commit/         the journal of a commit, and what is known of the last ones
 //	run/ID.json     a running session; locked while it lives
 //	run/changed     the filter of changed paths, shared by the box's sessions
 type Dir string
@@ -31,6 +35,8 @@ type Layer struct {
 	Path  string `json:"path"`
 	Dir   string `json:"dir"`
 	Frame bool   `json:"frame,omitempty"`
+	Mode  uint32 `json:"mode,omitempty"` // st_mode of upper when it was made; 0: not known
+	Over  bool   `json:"over,omitempty"` // mounted over the layer of a directory above
 }
 
 func (b Dir) At(parts ...string) string {
@@ -88,6 +94,8 @@ type SessionRef struct {
 	Supervisor int            `json:"supervisor"` // PID
 	Init       int            `json:"init"`       // PID, outside
 	Net        core.Net       `json:"net"`
+	Shares     bool           `json:"shares,omitempty"`  // they are read
+	Damaged    bool           `json:"damaged,omitempty"` // the box's view is read-only
 }
 
 // Lock takes the box's lock; the caller closes the file to give it back.
@@ -163,6 +171,9 @@ func (b Dir) Remove() error {
 	}
 	if len(refs) > 0 {
 		return core.Hint(fmt.Errorf("remove box %s: %d sessions run in it", filepath.Base(string(b)), len(refs)), "end them first")
+	}
+	if err := b.Recover(); err != nil { // its journal alone knows what a commit has put aside
+		return err
 	}
 	return RemoveTree(string(b))
 }

@@ -430,8 +430,11 @@ func (s *pastScan) dir(n *node, real string, hides bool) error {
 		names = append(names, k)
 	}
 	if hides {
-		for _, e := range hidden(real, own) {
-			names = append(names, e.Name())
+		ents, _ := os.ReadDir(real)
+		for _, e := range ents {
+			if !own[e.Name()] {
+				names = append(names, e.Name())
+			}
 		}
 	}
 	sort.Strings(names)

@@ -33,6 +33,7 @@ type capture struct {
 	quit chan struct{}
 	done chan struct{}
 	err  error // of the writer; read after done
+	told bool  // failed has been called; read after done
 
 	file    *os.File // the writer's own, as are:
 	size    int64
@@ -135,6 +136,7 @@ func (c *capture) run() {
 	c.mu.Unlock()
 	if c.failed != nil && !closing {
 		c.failed(c.err)
+		c.told = true
 	}
 }
 

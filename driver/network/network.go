@@ -208,7 +208,7 @@ func (n *Network) Close() {
 	}
 	n.owners.close()
 	if n.capture != nil {
-		if err := n.capture.close(); err != nil {
+		if err := n.capture.close(); err != nil && !n.capture.told {
 			n.trouble(err)
 		}
 	}

@@ -2,7 +2,6 @@ package sys
 
 import (
 	"errors"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -134,12 +133,4 @@ func ReadlinkOf(fd int) (string, error) {
 		return "", e
 	}
 	return string(b[:n]), nil
-}
-
-// SyncFS writes the file system of fd to its disk (syncfs(2)).
-func SyncFS(fd int) error { return unix.Syncfs(fd) }
-
-// LinkOpen gives the file that fd is, opened with [OPath], one more name.
-func LinkOpen(fd, dirfd int, name string) error {
-	return unix.Linkat(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(fd), dirfd, name, unix.AT_SYMLINK_FOLLOW)
 }
