@@ -398,6 +398,17 @@ func (p *Past) Changes(ctx context.Context, f func(*core.Change) error) error {
 	return nil
 }
 
+// ChangesIn is [Past.Changes] of these absolute paths and of what is below them; of all
+// when there are none.
+func (p *Past) ChangesIn(ctx context.Context, paths []string, f func(*core.Change) error) error {
+	return p.Changes(ctx, func(c *core.Change) error {
+		if len(paths) > 0 && !underAny(c.Path, paths) {
+			return nil
+		}
+		return f(c)
+	})
+}
+
 // ChangesAt is [Past.Changes] at t.
 func (b Dir) ChangesAt(ctx context.Context, t time.Time, f func(*core.Change) error) error {
 	p, err := b.Past(ctx, t)
