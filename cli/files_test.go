@@ -106,7 +106,9 @@ func TestTheDashboardReviewsARealBox(t *testing.T) {
 	}
 	u := signInTo(t, link)
 	at := func(name string) string { return filepath.Join(work, name) }
-	one := func(name string) string { return u.get("/boxes/review/files?" + url.Values{"path": {at(name)}}.Encode()) }
+	one := func(name string) string {
+		return u.get("/boxes/review/files?" + url.Values{"path": {at(name)}}.Encode())
+	}
 
 	u.has(u.get("/boxes/review"), "Changed files", "Review")
 	tree := u.get("/boxes/review/files")

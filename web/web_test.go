@@ -682,7 +682,7 @@ func TestAStreamBeginsWithEverythingAndSendsWhatChanged(t *testing.T) {
 		}
 		return ids
 	}
-	for _, want := range [][]string{{"summary", "alarms", "ops"}, {"procs", "names", "surfaces", "sessions", "network"}} {
+	for _, want := range [][]string{{"summary", "alarms", "ops"}, {"procs", "names", "surfaces", "sessions", "files", "network"}} {
 		event, id, data := next()
 		if event != "" || id != "41" || !slices.Equal(parts(data), want) {
 			t.Errorf("then came %q with id %q and %q, not %q", event, id, parts(data), want)

@@ -45,6 +45,9 @@ func (b Dir) Discard(ctx context.Context, paths []string) (n core.ChangeCounts, 
 	if name := filepath.Base(string(b)); len(refs) > 0 {
 		return n, core.Hint(fmt.Errorf("discard changes of box %s: a session runs in it", name), "end it first: `sandglass kill "+name+"`")
 	}
+	if err := b.FinishRollback(); err != nil {
+		return n, err
+	}
 	if err := b.ChangesIn(ctx, paths, func(c *core.Change) error {
 		if len(paths) == 0 || underAny(c.Path, paths) {
 			n.Add(c.Kind)
@@ -65,6 +68,9 @@ func (b Dir) Discard(ctx context.Context, paths []string) (n core.ChangeCounts, 
 	}
 	if d.trash != nil {
 		defer d.trash.Close()
+	}
+	if err := b.Forget("changes were discarded"); err != nil {
+		return core.ChangeCounts{}, err
 	}
 	if len(paths) == 0 {
 		paths = []string{"/"}

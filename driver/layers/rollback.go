@@ -80,7 +80,7 @@ func (b Dir) RollbackTo(ctx context.Context, t time.Time) (core.ChangeCounts, er
 }
 
 // Return makes the box what it was. It refuses while a session runs in it.
-func (b Dir) Return(ctx context.Context, o RollbackOptions) (*RollbackReport, error) {
+func (b Dir) Return(ctx context.Context, o RollbackOptions) (report *RollbackReport, err error) {
 	lock, err := b.Lock()
 	if err != nil {
 		return nil, err
@@ -131,6 +131,12 @@ func (b Dir) Return(ctx context.Context, o RollbackOptions) (*RollbackReport, er
 	}
 	if err := syncDir(string(b)); err != nil {
 		return nil, err
+	}
+	if b.HasManifest() { // what the layers hold then did not come from outside
+		if err := b.ForgetManifest(); err != nil {
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, b.WriteManifest(ctx)) }()
 	}
 	return r.report, b.FinishRollback()
 }
