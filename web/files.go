@@ -349,7 +349,8 @@ func (s *site) failFiles(w http.ResponseWriter, r *http.Request, err error) {
 		return
 	}
 	s.OnError(r, err)
-	s.fail(w, r, http.StatusServiceUnavailable, "What the box holds cannot be read right now: "+visibleText(errWords(err)), "")
+	s.fail(w, r, http.StatusServiceUnavailable, "What the box holds cannot be read right now: "+visibleText(core.Shorten(err.Error(), 400)),
+		visibleText(core.Shorten(strings.Join(core.Hints(err), ". "), 400)))
 }
 
 // badRequest is an address that cannot be meant.
