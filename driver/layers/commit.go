@@ -145,7 +145,13 @@ func (x *commit) run() (*CommitReport, error) {
 	if n := len(refs); n > 0 {
 		return nil, core.Hint(errors.New("a session runs in it, and goes on changing files"), "`sandglass box show "+name+"` says which; end it first")
 	}
+	if err := x.b.Refuse("commit"); err != nil {
+		return nil, err
+	}
 	if err := x.resume(); err != nil {
+		return nil, err
+	}
+	if err := x.b.FinishRollback(); err != nil {
 		return nil, err
 	}
 	if err := x.plan(); err != nil {
