@@ -144,6 +144,15 @@ func (b boxDir) mask(ls []layers.Layer, want []string) error {
 	return nil
 }
 
+// alter changes something of the upper layers by itself. The record of the box's last stop,
+// which was compared before, tells nothing from then on: the session's end writes another.
+func (b boxDir) alter(do func() error) error {
+	if err := b.ForgetManifest(); err != nil {
+		return err
+	}
+	return do()
+}
+
 // hide makes the whiteout of p, and the way there as it is in the real tree.
 func (b boxDir) hide(ls []layers.Layer, p string) error {
 	l, rel, ok := layers.Place(ls, p)
@@ -164,7 +173,7 @@ func (b boxDir) hide(ls []layers.Layer, p string) error {
 			if rfi, err := os.Lstat(real); err != nil || !rfi.IsDir() {
 				return nil // gone since it was looked for
 			}
-			if err := within(parent, func() error { return copyDir(real, up) }); err != nil {
+			if err := b.within(parent, func() error { return copyDir(real, up) }); err != nil {
 				return err
 			}
 		default:
@@ -175,11 +184,11 @@ func (b boxDir) hide(ls []layers.Layer, p string) error {
 	fi, err := os.Lstat(at)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return within(up, func() error { return sys.MakeWhiteout(-100, at) })
+		return b.within(up, func() error { return sys.MakeWhiteout(-100, at) })
 	case err != nil:
 		return err
 	case fi.IsDir() && !layers.Opaque(at): // the box has changed something in it, when it was not private
-		return sys.Lsetxattr(at, opaqueAttr, []byte("y"))
+		return b.alter(func() error { return sys.Lsetxattr(at, opaqueAttr, []byte("y")) })
 	}
 	return nil
 }
@@ -206,18 +215,21 @@ func (b boxDir) unhide(ls []layers.Layer, p string) error {
 	case err != nil:
 		return err
 	case layers.Whiteout(at, is):
-		return within(dir, func() error { return os.Remove(at) })
+		return b.within(dir, func() error { return os.Remove(at) })
 	case is.Type == core.TypeDir && layers.Opaque(at):
-		return sys.Lremovexattr(at, opaqueAttr)
+		return b.alter(func() error { return sys.Lremovexattr(at, opaqueAttr) })
 	}
 	return nil
 }
 
 // within changes something in a directory of a layer, which may be nobody's to write in and
 // keeps its mode and time.
-func within(dir string, do func() error) error {
+func (b boxDir) within(dir string, do func() error) error {
 	fi, err := os.Lstat(dir)
 	if err != nil {
+		return err
+	}
+	if err := b.ForgetManifest(); err != nil {
 		return err
 	}
 	if err := os.Chmod(dir, 0o700); err != nil {

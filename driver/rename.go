@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/sandglass/sandglass/core"
+	"github.com/sandglass/sandglass/driver/layers"
 	"github.com/sandglass/sandglass/driver/sys"
 )
 
@@ -88,6 +89,9 @@ func (s *supervisor) moveTree(from, to place, slashes [2]string, flags uint32, a
 	if !m.fromReal && !m.toReal || flags&^(sys.RenameExchange|sys.RenameNoreplace) != 0 || s.p.init {
 		return a
 	}
+	if s.keeps(&a, from) {
+		m.history = s.history
+	}
 	id, f, detail := s.n.ID, s.performer, a.ops[0].Detail
 	m.waits = func() bool { return f.waits(id) }
 	f.moves.Add(1)
@@ -127,6 +131,7 @@ type mover struct {
 	over             <-chan struct{}
 	waits            func() bool
 	began            time.Time
+	history          *layers.History // nil where nothing is kept
 
 	base    string // what is being copied, in the box's view
 	dest    string // and where the copy is
@@ -168,6 +173,7 @@ func (m *mover) run(moving chan struct{}, d core.Detail) performed {
 	defer sys.CloseFD(dp)
 	// The kernel's own word first: it may be possible, and every other refusal is its to say.
 	sname, dname := path.Base(m.from), path.Base(m.to)
+	m.keep(m.from, m.to, m.flags)
 	err = sys.Rename2(sp, sname+m.slashes[0], dp, dname+m.slashes[1], m.flags)
 	if err != syscall.EXDEV {
 		return performed{errno: errnoOf(err)}
@@ -201,6 +207,16 @@ func (m *mover) run(moving chan struct{}, d core.Detail) performed {
 	return performed{errno: syscall.EXDEV}
 }
 
+// keep has the history know of a rename before it is done.
+func (m *mover) keep(from, to string, flags uint32) {
+	if m.history == nil {
+		return
+	}
+	if _, later := m.history.Rename(time.Now(), from, to, flags&sys.RenameExchange != 0); later != nil {
+		later()
+	}
+}
+
 func errnoOf(err error) syscall.Errno {
 	var e syscall.Errno
 	if err != nil && !errors.As(err, &e) {
@@ -223,6 +239,7 @@ func (m *mover) move(sp int, sname string, dp int, dname string) error {
 		return err
 	}
 	defer c.close()
+	m.keep(m.dest, m.to, m.flags)
 	if err := sys.Rename2(dp, c.name, dp, dname, m.flags); err != nil {
 		m.clear(dp, c.name, 0)
 		return err
@@ -244,6 +261,7 @@ func (m *mover) exchange(sp int, sname string, dp int, dname string) error {
 			return err
 		}
 	}
+	m.keep(m.from, m.to, m.flags)
 	return sys.Rename2(sp, sname+m.slashes[0], dp, dname+m.slashes[1], m.flags)
 }
 
@@ -266,6 +284,7 @@ func (m *mover) adopt(dir int, name, at string) error {
 		m.clear(dir, c.name, 0)
 		return err
 	}
+	m.keep(m.dest, at, 0)
 	return sys.Rename2(dir, c.name, dir, name, sys.RenameNoreplace)
 }
 
@@ -286,6 +305,9 @@ func (m *mover) copy(sp int, sname, at string, dp int, beside string) (*treeCopy
 	c := &treeCopy{name: fmt.Sprintf(".sandglass-moves-%x-%x", os.Getpid(), m.began.UnixNano())}
 	m.base, m.dest, m.links = at, join(beside, c.name), map[uint64]fileCopy{}
 	m.changed.markTree(m.dest)
+	if m.history != nil {
+		m.history.Moves(time.Now(), at, m.dest)
+	}
 	src, st, err := m.openDir(sp, sname)
 	if err != nil {
 		return nil, &moveError{errnoOf(err), "open " + at + ": " + err.Error()}

@@ -145,6 +145,9 @@ func (x *commit) run() (*CommitReport, error) {
 	if n := len(refs); n > 0 {
 		return nil, core.Hint(errors.New("a session runs in it, and goes on changing files"), "`sandglass box show "+name+"` says which; end it first")
 	}
+	if err := x.b.Refuse("commit"); err != nil {
+		return nil, err
+	}
 	if err := x.resume(); err != nil {
 		return nil, err
 	}

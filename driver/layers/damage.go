@@ -80,9 +80,6 @@ func (b Dir) Inspect(ctx context.Context, f func(OutsideChange) error) (found []
 	}
 	if ls != nil && len(refs) == 0 {
 		err = b.inspectHeld(ctx, ls, &d, f)
-		if errors.Is(err, ErrManifest) && f != nil {
-			err = f(OutsideChange{Path: b.At(manifestName), What: "modified"})
-		}
 	}
 	return d.all(), !d.shut, err
 }
@@ -194,15 +191,9 @@ func (b Dir) inspectLayer(l Layer, d *findings) bool {
 // that differ from it: an attribute or a node cannot be made without its showing there.
 func (b Dir) inspectHeld(ctx context.Context, ls []Layer, d *findings, f func(OutsideChange) error) error {
 	if !b.HasManifest() {
-		for k, err := range b.held(ctx, ls) {
-			if err != nil {
-				return err
-			}
-			b.inspectFile(&k, ls, d)
-		}
-		return nil
+		return b.inspectAll(ctx, ls, d)
 	}
-	return b.compare(ctx, ls, func(c *OutsideChange, is *kept) error {
+	err := b.compare(ctx, ls, func(c *OutsideChange, is *kept) error {
 		if is != nil && c.What != "read" {
 			b.inspectFile(is, ls, d)
 		}
@@ -211,6 +202,26 @@ func (b Dir) inspectHeld(ctx context.Context, ls []Layer, d *findings, f func(Ou
 		}
 		return f(*c)
 	})
+	if !errors.Is(err, ErrManifest) {
+		return err
+	}
+	// A loss of power does that too. It is no damage of what the box holds.
+	if f != nil {
+		if err := f(OutsideChange{Path: b.At(manifestName), What: "modified"}); err != nil {
+			return err
+		}
+	}
+	return b.inspectAll(ctx, ls, d)
+}
+
+func (b Dir) inspectAll(ctx context.Context, ls []Layer, d *findings) error {
+	for k, err := range b.held(ctx, ls) {
+		if err != nil {
+			return err
+		}
+		b.inspectFile(&k, ls, d)
+	}
+	return nil
 }
 
 func (b Dir) inspectFile(k *kept, ls []Layer, d *findings) {

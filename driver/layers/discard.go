@@ -45,7 +45,10 @@ func (b Dir) Discard(ctx context.Context, paths []string) (n core.ChangeCounts, 
 	if name := filepath.Base(string(b)); len(refs) > 0 {
 		return n, core.Hint(fmt.Errorf("discard changes of box %s: a session runs in it", name), "end it first: `sandglass kill "+name+"`")
 	}
-	if err := b.FinishRollback(); err != nil {
+	if err := b.Refuse("discard"); err != nil {
+		return n, err
+	}
+	if err := b.settle(); err != nil {
 		return n, err
 	}
 	if err := b.ChangesIn(ctx, paths, func(c *core.Change) error {
@@ -75,16 +78,18 @@ func (b Dir) Discard(ctx context.Context, paths []string) (n core.ChangeCounts, 
 	if len(paths) == 0 {
 		paths = []string{"/"}
 	}
-	for _, p := range paths {
-		if err = d.path(p); err != nil {
-			err = fmt.Errorf("discard %s: %w", p, err)
-			break
+	return n, b.alter(func() (err error) {
+		for _, p := range paths {
+			if err = d.path(p); err != nil {
+				err = fmt.Errorf("discard %s: %w", p, err)
+				break
+			}
 		}
-	}
-	if d.trash != nil {
-		err = errors.Join(err, d.sweep())
-	}
-	return n, err
+		if d.trash != nil {
+			err = errors.Join(err, d.sweep())
+		}
+		return err
+	})
 }
 
 func underAny(p string, dirs []string) bool {

@@ -94,7 +94,10 @@ func (b Dir) Return(ctx context.Context, o RollbackOptions) (report *RollbackRep
 		return nil, core.Hint(fmt.Errorf("roll back: %d sessions run in the box", len(refs)), "end them first: `sandglass kill`")
 	}
 	if len(refs) == 0 {
-		if err := b.FinishRollback(); err != nil {
+		if err := b.Refuse("roll back"); err != nil {
+			return nil, err
+		}
+		if err := b.settle(); err != nil {
 			return nil, err
 		}
 	}
@@ -126,19 +129,15 @@ func (b Dir) Return(ctx context.Context, o RollbackOptions) (report *RollbackRep
 		os.RemoveAll(b.At("rollback.new"))
 		return nil, err
 	}
-	if err := os.Rename(b.At("rollback.new"), b.At("rollback")); err != nil {
-		return nil, err
-	}
-	if err := syncDir(string(b)); err != nil {
-		return nil, err
-	}
-	if b.HasManifest() { // what the layers hold then did not come from outside
-		if err := b.ForgetManifest(); err != nil {
-			return nil, err
+	return r.report, b.alter(func() error {
+		if err := os.Rename(b.At("rollback.new"), b.At("rollback")); err != nil {
+			return err
 		}
-		defer func() { err = errors.Join(err, b.WriteManifest(ctx)) }()
-	}
-	return r.report, b.FinishRollback()
+		if err := syncDir(string(b)); err != nil {
+			return err
+		}
+		return b.FinishRollback()
+	})
 }
 
 func (b Dir) target(ctx context.Context, o RollbackOptions) (*image, error) {

@@ -55,7 +55,7 @@ func (b Dir) Snapshot(ctx context.Context, name string) (core.Snapshot, error) {
 		return s, err
 	}
 	if s.Live = len(refs) > 0; !s.Live {
-		if err := b.FinishRollback(); err != nil {
+		if err := b.settle(); err != nil {
 			return s, err
 		}
 	}
