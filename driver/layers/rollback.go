@@ -535,7 +535,14 @@ func (b Dir) FinishRollback() error {
 	if err := a.open(); err != nil {
 		return err
 	}
-	whole, err := readRecords(bufio.NewReader(f), a.put)
+	whole, err := readRecords(bufio.NewReader(f), func(s *record) error {
+		if rollbackStep != nil {
+			if err := rollbackStep(); err != nil {
+				return err
+			}
+		}
+		return a.put(s)
+	})
 	if err != nil {
 		return fmt.Errorf("roll back: %w", err)
 	}
@@ -543,6 +550,11 @@ func (b Dir) FinishRollback() error {
 		return core.Hint(fmt.Errorf("roll back: %s is damaged", f.Name()), "the box is between two states: `sandglass diff` shows what it has; remove the file to leave it so")
 	}
 	for i := len(a.attrs) - 1; i >= 0; i-- { // a directory after what is in it: that changes its time
+		if rollbackStep != nil {
+			if err := rollbackStep(); err != nil {
+				return err
+			}
+		}
 		if err := a.attributes(a.attrs[i]); err != nil {
 			return fmt.Errorf("roll back: %w", err)
 		}
@@ -560,6 +572,9 @@ func (b Dir) FinishRollback() error {
 	}
 	return os.RemoveAll(b.At("rollback"))
 }
+
+// rollbackStep is called before each step; only tests set it.
+var rollbackStep func() error
 
 // apply does the steps of a plan. Doing one again changes nothing.
 type apply struct {
