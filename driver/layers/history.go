@@ -279,7 +279,8 @@ func (h *History) Touch(t time.Time, p string, d Doing) (k Kept, later func() Ke
 	if later == nil {
 		return done(k), nil
 	}
-	return Kept{}, h.whileOpen(func() Kept { return done(later()) })
+	keep := later // which is the result's name
+	return Kept{}, h.whileOpen(func() Kept { return done(keep()) })
 }
 
 // Rename is Touch for a renaming of from to to, or for an exchange of the two.
@@ -319,7 +320,8 @@ func (h *History) Rename(t time.Time, from, to string, exchange bool) (k Kept, l
 	if later == nil {
 		return done(k), nil
 	}
-	return Kept{}, h.whileOpen(func() Kept { return done(later()) })
+	keep := later // which is the result's name
+	return Kept{}, h.whileOpen(func() Kept { return done(keep()) })
 }
 
 // whileOpen is f where the history still is: a session that ends does not wait for all that
