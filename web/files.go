@@ -114,7 +114,7 @@ func (e *ConflictError) Error() string {
 
 const (
 	levelRows = 200 // of the directory that a page is about
-	innerRows = 40  // of each one below it that the page opens by itself
+	innerRows = 20  // of each one below it that the page opens by itself
 	treeRows  = 400 // of a page, or about that
 	treeDepth = 24
 
