@@ -109,6 +109,8 @@ type boxInfo struct {
 	core.Box
 	Bytes    int64        `json:"bytes"` // of its upper layers, on disk
 	Files    int          `json:"files"`
+	Versions int64        `json:"versions,omitempty"`  // bytes of old contents that are kept: of box show
+	Kept     int64        `json:"snapshots,omitempty"` // bytes that snapshots have for themselves
 	Running  []sessionRef `json:"running"`
 	Sessions int          `json:"sessions"`
 	LastUse  time.Time    `json:"last_use,omitzero"`
@@ -256,6 +258,9 @@ func newBoxShow(p *printer) *cobra.Command {
 				return err
 			}
 			i.know(&v)
+			if i.Versions, i.Kept, err = layers.Dir(h.box(i.Name)).Held(); err != nil {
+				return fmt.Errorf("box %s: %w", i.Name, err)
+			}
 			flows, err := r.FlowTotals(ctx, i.Name, "")
 			if err != nil {
 				return err
@@ -281,6 +286,9 @@ func (i *boxInfo) print(p *printer, h Home, ss []core.SessionView) {
 	p.Line("policy      %s", i.Policy)
 	p.Line("created     %s", i.Created.Local().Format("2006-01-02 15:04:05"))
 	p.Line("size        %s in %s", bytesText(i.Bytes), plural(i.Files, "file"))
+	if i.Versions+i.Kept > 0 {
+		p.Line("kept        %s of old versions, %s of snapshots", bytesText(i.Versions), bytesText(i.Kept))
+	}
 	p.Line("folder      %s", h.box(i.Name))
 	p.Line("operations  %d allowed, %d redirected, %d blocked, %d of them leaks", i.Counts.Allowed, i.Counts.Redirected, i.Counts.Blocked, i.Counts.Leaks)
 	if f := i.Flows; f.Flows > 0 {

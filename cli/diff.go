@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -23,13 +22,14 @@ import (
 func newDiff(p *printer) *cobra.Command {
 	var d diff
 	c := &cobra.Command{
-		Use:   "diff BOX [PATH...] [--json] [--patch] [--stat]",
+		Use:   "diff BOX [PATH...] [--json] [--patch] [--stat] [--at SEQ|TIME]",
 		Short: "Show what a box changed against the real system",
 		Long: `Show each path at which a box differs from the real system as it is now: added (A),
 modified (M, with what of it) or deleted (D). Times alone are no change. A word after the
 path says when a file there would run, or be trusted, later and outside of the box.`,
 		Example: `  sandglass diff work
   sandglass diff work ~/project --patch | less
+  sandglass diff work --at 1234 --patch    as it was right after operation 1234
   sandglass diff work --json | jq -r 'select(.runs) | .path'`,
 		Args:              needArgs("the name of the box", 1, 0),
 		ValidArgsFunction: completeBoxThenFiles,
@@ -53,7 +53,18 @@ path says when a file there would run, or be trusted, later and outside of the b
 			defer stop()
 			d.p, d.dir, d.slow = p, layers.Dir(h.box(b.Name)), newSlow(p)
 			defer d.slow.done()
-			if err := d.dir.ChangesIn(ctx, paths, d.change); err != nil {
+			changes := d.dir.ChangesIn
+			if d.then.at != "" {
+				at, err := d.then.time(ctx, h, p, b.Name)
+				if err != nil {
+					return err
+				}
+				if d.past, err = d.dir.Past(ctx, at); err != nil {
+					return boxError(b, err)
+				}
+				changes = d.past.ChangesIn
+			}
+			if err := changes(ctx, paths, d.change); err != nil {
 				return fmt.Errorf("box %s: %w", b.Name, err)
 			}
 			if d.stat {
@@ -63,6 +74,7 @@ path says when a file there would run, or be trusted, later and outside of the b
 			return nil
 		},
 	}
+	d.then.flags(c)
 	c.Flags().BoolVar(&d.asJSON, "json", false, "one line of JSON for each")
 	c.Flags().BoolVar(&d.patch, "patch", false, "what changed in each file")
 	c.Flags().BoolVar(&d.stat, "stat", false, "only how many")
@@ -115,6 +127,9 @@ func (s *slow) done() {
 // diff prints changes as they are found.
 type diff struct {
 	asJSON, patch, stat bool
+
+	then then
+	past *layers.Past // nil: the box is meant as it is now
 
 	p      *printer
 	dir    layers.Dir
@@ -218,7 +233,7 @@ func (d *diff) patchOf(c *core.Change) error {
 	if is, was := c.Is, c.Was; is != nil && is.Type == core.TypeSymlink || is == nil && was.Type == core.TypeSymlink {
 		return d.links(c)
 	}
-	if cs, _, ok, err := d.dir.Settings(c); err != nil {
+	if cs, _, ok, err := d.settingsOf(c); err != nil {
 		return err
 	} else if ok {
 		d.settings(cs)
@@ -242,6 +257,14 @@ func (d *diff) patchOf(c *core.Change) error {
 	}
 	d.p.patch(out.Bytes())
 	return nil
+}
+
+// settingsOf is what a change of a database of settings says, of the box as it is now.
+func (d *diff) settingsOf(c *core.Change) ([]settings.Change, string, bool, error) {
+	if d.past != nil {
+		return nil, "", false, nil
+	}
+	return d.dir.Settings(c)
 }
 
 // mostSettings bounds those that are shown of one file.
@@ -275,6 +298,13 @@ func (d *diff) version(c *core.Change, s *core.FileState, own bool) (io.Reader, 
 	if s == nil || s.Type != core.TypeFile {
 		return nil, 0, nil
 	}
+	if own && d.past != nil {
+		r, _, err := d.past.Open(c.Path)
+		if err != nil {
+			return nil, 0, err
+		}
+		return r, s.Size, nil
+	}
 	f, _, err := d.dir.Open(c.Path, own)
 	if errors.Is(err, fs.ErrNotExist) { // gone since
 		return nil, 0, nil
@@ -286,7 +316,7 @@ func (d *diff) version(c *core.Change, s *core.FileState, own bool) (io.Reader, 
 }
 
 func closeReader(r io.Reader) {
-	if f, ok := r.(*os.File); ok {
+	if f, ok := r.(io.Closer); ok {
 		f.Close()
 	}
 }

@@ -70,7 +70,7 @@ recorded, with what became of it: allowed (touched the real system), redirected
 			root.AddCommand(c)
 		}
 	}
-	add(groupRun, newRun(p), newBox(p), newCommit(p), newDiscard(p), newPS(p), newFreeze(), newThaw(), newKill(), newCut(), newAsks(p), newAnswer())
+	add(groupRun, newRun(p), newBox(p), newCommit(p), newDiscard(p), newSnapshot(p), newRollback(p), newPS(p), newFreeze(), newThaw(), newKill(), newCut(), newAsks(p), newAnswer())
 	add(groupLook, newDiff(p), newOps(p), newSessions(p), newFlows(p), newNames(p), newPcap(p), newLink(p))
 	add(groupState, newServe(p), newStatus(p), newStop(p), newRebuild(p), newDoctor(p), newPolicy(p), newCompletion(p), newVersion(p))
 	return root

@@ -39,8 +39,7 @@ func doing(act core.Action) layers.Doing {
 // keeps says whether what is at p is to be written down before the operation that a
 // answers: one on the box's own layers that is let go on.
 func (s *supervisor) keeps(a *answer, p place) bool {
-	l := &s.limits.Limits
-	return s.history != nil && l.Versions != core.NoVersions && !s.p.init && a.errno == 0 && a.do == nil && a.ops[0] != nil && a.ops[0].Rule == "overlay" && !p.object && !p.loop
+	return s.history != nil && s.limits.Versions != core.NoVersions && !s.p.init && a.errno == 0 && a.do == nil && a.ops[0] != nil && a.ops[0].Rule == "overlay" && !p.object && !p.loop
 }
 
 // keep has what is at p kept before it changes. What takes long is done by another

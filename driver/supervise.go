@@ -893,7 +893,7 @@ func (s *supervisor) rename(fd1 int32, a1 uint64, fd2 int32, a2 uint64, flags ui
 		}
 		s.paths.changes(from.path, true)
 		if plain1 && plain2 {
-			return s.moveTree(from, to, [2]string{slash1, slash2}, flags, ans)
+			ans = s.moveTree(from, to, [2]string{slash1, slash2}, flags, ans)
 		}
 	}
 	return s.keepRename(ans, from, to, act == core.ActExchange)

@@ -431,3 +431,26 @@ func TestHostileNamesBreakNothingOnTheScreen(t *testing.T) {
 		t.Errorf("the browser complained: %q", c)
 	}
 }
+
+func TestChangesAreReviewedByKeysAndForms(t *testing.T) {
+	h := installed()
+	srv := holding(start(t, demo()), h)
+	b := browse(t, srv)
+	b.run(t, b.visit(filesOf, ""),
+		chromedp.KeyEvent("j"), see(`document.activeElement.matches("summary.row")`),
+		chromedp.KeyEvent("j"), see(`document.activeElement.matches("a.row.leaf") && document.activeElement.textContent.includes(".bashrc")`),
+		chromedp.KeyEvent("x"), see(`document.activeElement.closest("li").querySelector("input").checked`),
+		chromedp.KeyEvent("\r"), see(`document.querySelector("h1")?.textContent === ".bashrc"`),
+		see(`document.querySelectorAll(".diff .plus").length > 0 && document.querySelector(".diff .code").offsetWidth > 300`),
+		chromedp.Click(chromedp.CSS(`[name=do][value=discard]`)), see(`document.querySelector("h1")?.textContent === "Discard 1 change?"`),
+		chromedp.Click(chromedp.CSS(`.primary`)), see(`document.querySelector(".said")?.textContent === "Discarded: 1 modified."`),
+		see(`!document.querySelector(".changes").textContent.includes(".bashrc")`),
+		chromedp.Navigate(srv.URL+pathPage("/home/ann/project/logo.png")), see(`document.images.length === 2 && [...document.images].every(i => i.complete && i.naturalWidth === 320)`),
+	)
+	if got := h.ordered(); len(got) != 1 || got[0] != `discard ["/home/ann/.bashrc"]` {
+		t.Errorf("ordered %q", got)
+	}
+	if c := b.complaints(); c != nil {
+		t.Errorf("the browser complained: %q", c)
+	}
+}

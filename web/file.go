@@ -22,6 +22,7 @@ import (
 
 	"github.com/sandglass/sandglass/core"
 	"github.com/sandglass/sandglass/core/query"
+	"github.com/sandglass/sandglass/core/settings"
 )
 
 const (
@@ -36,6 +37,8 @@ const (
 	imagePixel = 40 << 20 // an image can be small and yet be more than a browser can hold
 	versions   = 25
 	maxXattrs  = 32
+
+	settingRows = 500
 )
 
 // fileView is one path of a box, compared with the real system.
@@ -43,12 +46,13 @@ type fileView struct {
 	path     string
 	change   *core.Change // nil: the box's is the real one
 	meta     []metaRow
-	content  string // what there is to show: "text", "binary", "image", "same", "link" or "" for none
+	content  string // what there is to show: "text", "binary", "image", "settings", "same" or "" for none
 	trouble  string // why the content cannot be shown
 	lines    []diffLine
 	cut      bool // the diff goes on
 	hex      []hexRow
 	hexNote  string
+	settings []settings.Change
 	was, is  string // addresses of images; "" where there is none
 	versions []core.Operation
 	more     bool // there are more versions, or may be
@@ -149,7 +153,7 @@ func metaOf(ctx context.Context, f Files, c *core.Change) []metaRow {
 		if s.Type != core.TypeFile {
 			return ""
 		}
-		return number(uint64(s.Size)) + plural(int(min(s.Size, 2)), " byte", " bytes")
+		return strconv.FormatInt(s.Size, 10) + plural(int(min(s.Size, 2)), " byte", " bytes")
 	})
 	add("mode", func(s *core.FileState) string {
 		if s.Type == core.TypeSymlink {
@@ -248,6 +252,11 @@ func (one *fileView) compare(ctx context.Context, f Files, v *filesView) error {
 		}
 		return reread{io.MultiReader(bytes.NewReader(head), r), r}, head, nil
 	}
+	if settings.Named(one.path) {
+		if ok, err := one.compareSettings(open, file(c.Was), file(c.Is)); ok || err != nil {
+			return err
+		}
+	}
 	was, wasHead, err := open(false, c.Was)
 	if err != nil {
 		return err
@@ -297,6 +306,40 @@ func (one *fileView) compare(ctx context.Context, f Files, v *filesView) error {
 	one.content = "binary"
 	one.hex, one.hexNote, err = firstDifference(was, is, file(c.Was) && file(c.Is))
 	return err
+}
+
+// compareSettings reads both versions as databases of settings; ok is false when they are
+// none that can be read.
+func (one *fileView) compareSettings(open func(bool, *core.FileState) (io.ReadCloser, []byte, error), hasWas, hasIs bool) (ok bool, err error) {
+	read := func(own bool, s *core.FileState, there bool) (settings.Database, bool, error) {
+		if !there {
+			return nil, true, nil
+		}
+		r, _, err := open(own, s)
+		if err != nil {
+			return nil, false, err
+		}
+		defer r.Close()
+		data, err := io.ReadAll(io.LimitReader(r, settings.MaxFile+1))
+		if err != nil {
+			return nil, false, err
+		}
+		db, _, ok := settings.Decode(one.path, data)
+		return db, ok, nil
+	}
+	was, ok, err := read(false, one.change.Was, hasWas)
+	if !ok || err != nil {
+		return false, err
+	}
+	is, ok, err := read(true, one.change.Is, hasIs)
+	if !ok || err != nil {
+		return false, err
+	}
+	one.content, one.settings = "settings", settings.Compare(was, is)
+	if one.cut = len(one.settings) > settingRows; one.cut {
+		one.settings = one.settings[:settingRows]
+	}
+	return true, nil
 }
 
 // reread reads what was read of a file already, then the rest.

@@ -83,6 +83,7 @@ func TestFilesAreShownByTheirContent(t *testing.T) {
 		{"/home/ann/project/current", []string{"releases/1", "/etc/shadow"}, nil},
 		{"/home/ann/project/old.log", []string{`class="minus"`, "deleted"}, nil},
 		{"/tmp/evil.svg", []string{"&lt;svg", "&lt;script&gt;"}, []string{"<script>alert", "<img"}},
+		{"/home/ann/.wine/user.reg", []string{"keyvalues", "win7", "&lt;win10&gt;"}, []string{"WINE REGISTRY"}},
 		{"/etc/motd", []string{"The box changes nothing here"}, []string{"Commit"}},
 	} {
 		r := do(t, srv, http.MethodGet, pathPage(c.path), nil)
@@ -183,7 +184,7 @@ func TestChangesAreCommittedAndDiscardedAfterAQuestion(t *testing.T) {
 		says, never string
 	}{
 		{"the plan", "plan", []string{"do", "commit", "p", choice("/home/ann/project/node_modules")}, nil, 0, 200, nil, "Commit 62 changes?", ""},
-		{"the plan of all", "plan", []string{"do", "discard-all"}, nil, 0, 200, nil, "Discard all changes: 74 changes?", ""},
+		{"the plan of all", "plan", []string{"do", "discard-all"}, nil, 0, 200, nil, "Discard all changes: 75 changes?", ""},
 		{"nothing selected", "plan", []string{"do", "commit"}, nil, 0, 303, nil, "nothing was selected", ""},
 		{"no such order", "plan", []string{"do", "burn-all"}, nil, 0, 303, nil, "no such order", ""},
 		{"a path with detours", "plan", []string{"do", "commit", "p", "%2Fetc%2F..%2Fx"}, nil, 0, 303, nil, "cannot be read", ""},

@@ -99,6 +99,9 @@ func installed() *holdings {
 	h.box["/home/ann/.config"] = dirOf()
 	h.box["/home/ann/.config/autostart"] = dirOf()
 	h.box["/home/ann/.config/autostart/helper.desktop"] = file("[Desktop Entry]\nExec=/tmp/x\n", 0o644)
+	const reg = "WINE REGISTRY Version 2\n;; All keys relative to \\\\User\\\\S-1-5-21-0-0-0-1000\n\n[Software\\\\Wine] 1700000000\n\"Version\"=\"%s\"\n"
+	h.real["/home/ann/.wine/user.reg"] = file(fmt.Sprintf(reg, "win7"), 0o644)
+	h.box["/home/ann/.wine/user.reg"] = file(fmt.Sprintf(reg, "<win10>"), 0o644)
 	var raw bytes.Buffer
 	for i := range uint32(4000) {
 		_ = binary.Write(&raw, binary.LittleEndian, i*i)

@@ -166,6 +166,9 @@ func (x *commit) run() (*CommitReport, error) {
 	if x.o.Expect != "" && x.o.Expect != x.report.Digest {
 		return &x.report, core.Hint(errors.New("it is not what it was when it was looked at: the box or the real files have changed"), "look at it again")
 	}
+	if err := x.b.Forget("changes were committed"); err != nil {
+		return nil, err
+	}
 	if err := x.carryOut(); err != nil {
 		return nil, err
 	}

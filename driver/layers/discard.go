@@ -72,6 +72,9 @@ func (b Dir) Discard(ctx context.Context, paths []string) (n core.ChangeCounts, 
 	if d.trash != nil {
 		defer d.trash.Close()
 	}
+	if err := b.Forget("changes were discarded"); err != nil {
+		return core.ChangeCounts{}, err
+	}
 	if len(paths) == 0 {
 		paths = []string{"/"}
 	}

@@ -42,6 +42,7 @@ type History struct {
 	size    []uint64 // shared: the bytes kept
 	unmap   func() error
 
+	use    sync.RWMutex // held to read while the upper layers are looked at, so that they stay open
 	mu     sync.Mutex
 	file   *os.File
 	wrote  int64 // bytes in file
@@ -190,14 +191,14 @@ func (h *History) openSize() error {
 
 // Close ends the history of the session. Nothing is told it any more.
 func (h *History) Close() {
-	h.thinning.Lock() // what goes on is waited for
-	defer h.thinning.Unlock()
 	if h.unseen != "" && h.fds != nil {
 		h.append(&record{kind: recGap, time: time.Now(), why: h.unseen})
 		if h.gap == "" { // else whoever comes next says so
 			os.Remove(h.b.At("history", unseenPrefix+string(h.session)))
 		}
 	}
+	h.use.Lock()
+	defer h.use.Unlock()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, fd := range h.fds {
@@ -236,8 +237,10 @@ type Kept struct {
 // that takes longer than the caller may wait, later does the rest, on any goroutine: the
 // operation must wait for it.
 func (h *History) Touch(t time.Time, p string, d Doing) (k Kept, later func() Kept) {
+	h.use.RLock()
+	defer h.use.RUnlock()
 	i, rel, ok := h.place(p)
-	if !ok {
+	if !ok || h.fds == nil {
 		return Kept{}, nil
 	}
 	if rel == "" && d != Attributes {
@@ -266,7 +269,7 @@ func (h *History) Touch(t time.Time, p string, d Doing) (k Kept, later func() Ke
 		if (d == Comes || d == Writes) && h.again(p, &was) {
 			return Kept{}, nil
 		}
-		if d == GoesDir && was.kind == present && !h.emptied(t, i, rel, p) {
+		if d == GoesDir && was.kind == present && (was.state.Type != core.TypeDir || !h.emptied(t, i, rel, p)) {
 			return Kept{}, nil
 		}
 		was.meta = d == Attributes || d == Comes
@@ -276,12 +279,17 @@ func (h *History) Touch(t time.Time, p string, d Doing) (k Kept, later func() Ke
 	if later == nil {
 		return done(k), nil
 	}
-	keep := later
-	return Kept{}, func() Kept { return done(keep()) }
+	keep := later // which is the result's name
+	return Kept{}, h.whileOpen(func() Kept { return done(keep()) })
 }
 
 // Rename is Touch for a renaming of from to to, or for an exchange of the two.
 func (h *History) Rename(t time.Time, from, to string, exchange bool) (k Kept, later func() Kept) {
+	h.use.RLock()
+	defer h.use.RUnlock()
+	if h.fds == nil {
+		return Kept{}, nil
+	}
 	i, rel, ok := h.place(from)
 	j, rel2, ok2 := h.place(to)
 	if !ok || !ok2 || rel == "" || rel2 == "" || i != j { // between two file systems: the kernel refuses
@@ -312,8 +320,21 @@ func (h *History) Rename(t time.Time, from, to string, exchange bool) (k Kept, l
 	if later == nil {
 		return done(k), nil
 	}
-	keep := later
-	return Kept{}, func() Kept { return done(keep()) }
+	keep := later // which is the result's name
+	return Kept{}, h.whileOpen(func() Kept { return done(keep()) })
+}
+
+// whileOpen is f where the history still is: a session that ends does not wait for all that
+// it has asked for.
+func (h *History) whileOpen(f func() Kept) func() Kept {
+	return func() Kept {
+		h.use.RLock()
+		defer h.use.RUnlock()
+		if h.fds == nil {
+			return Kept{Why: "the session has ended"}
+		}
+		return f()
+	}
 }
 
 // forget drops what is known of paths: a directory has moved, with all below it.

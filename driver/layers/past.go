@@ -398,6 +398,17 @@ func (p *Past) Changes(ctx context.Context, f func(*core.Change) error) error {
 	return nil
 }
 
+// ChangesIn is [Past.Changes] of these absolute paths and of what is below them; of all
+// when there are none.
+func (p *Past) ChangesIn(ctx context.Context, paths []string, f func(*core.Change) error) error {
+	return p.Changes(ctx, func(c *core.Change) error {
+		if len(paths) > 0 && !underAny(c.Path, paths) {
+			return nil
+		}
+		return f(c)
+	})
+}
+
 // ChangesAt is [Past.Changes] at t.
 func (b Dir) ChangesAt(ctx context.Context, t time.Time, f func(*core.Change) error) error {
 	p, err := b.Past(ctx, t)
@@ -638,7 +649,10 @@ func (b Dir) openLayers(src string, flags int) (*os.File, error) {
 		return nil, err
 	}
 	defer sys.CloseFD(root)
-	fd, err := sys.OpenBeneath(root, rel, flags|syscall.O_NONBLOCK)
+	if flags&sys.OPath == 0 { // which takes no other
+		flags |= syscall.O_NONBLOCK
+	}
+	fd, err := sys.OpenBeneath(root, rel, flags)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: src, Err: err}
 	}

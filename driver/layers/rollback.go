@@ -80,7 +80,7 @@ func (b Dir) RollbackTo(ctx context.Context, t time.Time) (core.ChangeCounts, er
 }
 
 // Return makes the box what it was. It refuses while a session runs in it.
-func (b Dir) Return(ctx context.Context, o RollbackOptions) (*RollbackReport, error) {
+func (b Dir) Return(ctx context.Context, o RollbackOptions) (report *RollbackReport, err error) {
 	lock, err := b.Lock()
 	if err != nil {
 		return nil, err

@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"path/filepath"
 	"sort"
 	"strings"
 	"time"
@@ -481,5 +480,3 @@ func (b Dir) Held() (versions, snapshots int64, err error) {
 	})
 	return versions, snapshots, err
 }
-
-var _ = filepath.Join

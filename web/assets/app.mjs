@@ -162,11 +162,12 @@ document.addEventListener("keydown", (e) => {
     else if (!typing) { findAll("details[open]").forEach((d) => { d.open = false; }); setHeld(false); }
     return;
   }
-  if (typing) return;
+  if (typing && !e.target.matches("[type=checkbox]")) return;
   switch (e.key) {
     case "/": find("#q")?.focus(); find("#q")?.select(); break;
     case "j": move(1); break;
     case "k": move(-1); break;
+    case "x": e.target.closest?.(".node")?.querySelector(".pick input")?.click(); break;
     case "p": setHeld(!held()); break;
     case "?": find("#help")?.showModal(); break;
     default: return;
