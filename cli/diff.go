@@ -53,6 +53,11 @@ path says when a file there would run, or be trusted, later and outside of the b
 			defer stop()
 			d.p, d.dir, d.slow = p, layers.Dir(h.box(b.Name)), newSlow(p)
 			defer d.slow.done()
+			if found := d.dir.Damage(); len(found) > 0 {
+				p.Note("%v; `sandglass box repair %s` repairs what can be", &layers.DamageError{Found: found}, b.Name)
+			} else if err := d.dir.Settle(); err != nil {
+				return boxError(b, err)
+			}
 			changes := d.dir.ChangesIn
 			if d.then.at != "" {
 				at, err := d.then.time(ctx, h, p, b.Name)

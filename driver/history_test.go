@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sandglass/sandglass/core"
 	"github.com/sandglass/sandglass/driver/layers"
 	"github.com/sandglass/sandglass/driver/sys"
 )
@@ -123,7 +124,7 @@ func changeAtRandom() {
 			a, b := pick(), pick()
 			var err error
 			what := ""
-			switch r.Intn(19) {
+			switch r.Intn(20) {
 			case 0, 1, 2:
 				var f *os.File
 				if f, err = os.OpenFile(a, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|syscall.O_NONBLOCK, 0o644); err == nil { // no waiting at a FIFO
@@ -169,6 +170,8 @@ func changeAtRandom() {
 				what, err = "setxattr "+a, syscall.Setxattr(a, "user.colour", []byte{'a' + byte(r.Intn(26))}, 0)
 			case 17:
 				what, err = "mkfifo "+a, syscall.Mkfifo(a, 0o600)
+			case 19:
+				what, err = "exchange "+a+" "+b, sys.Rename2(-100, a, -100, b, sys.RenameExchange)
 			case 18:
 				if r.Intn(3) == 0 {
 					what, err = "remove "+a+" whole", os.RemoveAll(a)
@@ -235,6 +238,56 @@ func TestABoxGoesBackToAnyMoment(t *testing.T) {
 					}
 					t.Fatalf("moment %d (of order %v):\n%s", i, order, diff)
 				}
+			}
+		})
+	}
+}
+
+// TestARenamedRealDirectoryComesBack: the supervisor renames it by copying. What the box has
+// of its own in it comes back too, though none of its content may be kept.
+func TestARenamedRealDirectoryComesBack(t *testing.T) {
+	const setUp = `mkdir d/mine; echo own > d/mine/own; echo changed > d/a; rm d/b; ln -s a d/link; mkdir g/new; echo own > g/new/x; ln d/mine/own d/same`
+	for _, do := range []string{
+		"mv d moved",
+		"mv d g/moved",
+		"mv d moved; echo later > moved/a; rm moved/mine/own; mv moved d",
+		"mv d moved; mv g d; mv moved g",
+		"mv --exchange d g 2>/dev/null || { mv d x; mv g d; mv x g; }",
+		"mkdir over; mv -T d over; echo anew > over/e/a",
+	} {
+		t.Run(do, func(t *testing.T) {
+			l := newLab(t)
+			for _, p := range []string{"d/a", "d/b", "d/e/a", "g/a", "g/h/b"} {
+				l.write(p, "the real "+p)
+			}
+			env := []string{"TREE=" + l.dir}
+			o := runOpts{}
+			if !strings.Contains(do, "later") {
+				o.policy = func(p *core.Policy) { p.Limits.VersionFile = 1 }
+			}
+			l.sh(setUp)
+			look := func() (tree map[string]string) {
+				t.Helper()
+				res := l.boxed(runOpts{env: env, quiet: true}, "describe")
+				if err := json.Unmarshal([]byte(strings.TrimSuffix(res.out, "end\n")), &tree); err != nil {
+					t.Fatalf("%v: %q %s", err, res.out, res.stderr)
+				}
+				return tree
+			}
+			was := look()
+			at := time.Now()
+			if r := l.run(o, "/bin/sh", "-ec", do); r.code != 0 {
+				t.Fatalf("exit code %d: %s", r.code, r.stderr)
+			}
+			if treesDiffer(was, look()) == "" && !strings.Contains(do, "mv moved d") {
+				t.Fatal("nothing was renamed")
+			}
+			b := layers.Dir(l.boxDir("b"))
+			if _, err := b.RollbackTo(context.Background(), at); err != nil {
+				t.Fatal(err)
+			}
+			if diff := treesDiffer(was, look()); diff != "" {
+				t.Errorf("after the rollback:\n%s", diff)
 			}
 		})
 	}

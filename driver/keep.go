@@ -53,18 +53,6 @@ func (s *supervisor) keep(a answer, p place, d layers.Doing) answer {
 }
 
 func (s *supervisor) keepRename(a answer, from, to place, exchange bool) answer {
-	if move := a.do; move != nil { // a tree that the supervisor itself moves, perhaps
-		a.do = nil
-		if t := s.now; s.keeps(&a, from) && !to.object && !to.loop {
-			a.do = func() performed {
-				s.history.Move(t, from.path, to.path, exchange)
-				return move()
-			}
-		} else {
-			a.do = move
-		}
-		return a
-	}
 	if !s.keeps(&a, from) || to.object || to.loop {
 		return a
 	}

@@ -71,13 +71,15 @@ func newBench(t testing.TB, layers ...string) *bench {
 	for i, rel := range append([]string{""}, layers...) {
 		l := Layer{Path: filepath.Join(e.real, rel), Dir: strconv.Itoa(i), Mode: syscall.S_IFDIR | 0o755}
 		e.must(os.MkdirAll(l.Path, 0o755))
-		e.must(os.MkdirAll(e.b.Upper(l), 0o755))
-		e.must(os.MkdirAll(e.b.Work(l), 0o755))
+		e.must(os.MkdirAll(e.b.At("layers", l.Dir), 0o700))
+		e.must(os.Mkdir(e.b.Upper(l), 0o755))
+		e.must(os.Mkdir(e.b.Work(l), 0o700))
 		e.ls = append(e.ls, l)
 	}
 	data, err := json.Marshal(e.ls)
 	e.must(err)
 	e.must(os.WriteFile(e.b.At("layers.json"), data, 0o600))
+	e.must(os.WriteFile(e.b.At("box.json"), []byte("{}"), 0o600))
 	return e
 }
 

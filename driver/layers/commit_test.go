@@ -75,9 +75,11 @@ func newPair(t *testing.T) *pair {
 	})
 	p := &pair{T: t, real: filepath.Join(top, "real"), box: Dir(filepath.Join(top, "home", "boxes", "b"))}
 	p.up = p.box.At("layers", "0", "upper")
-	for _, d := range []string{p.real, p.up} {
-		p.check(os.MkdirAll(d, 0o755))
+	p.check(os.MkdirAll(filepath.Dir(p.up), 0o700))
+	for d, mode := range map[string]fs.FileMode{p.real: 0o755, p.up: 0o755, filepath.Join(filepath.Dir(p.up), "work"): 0o700} {
+		p.check(os.Mkdir(d, mode))
 	}
+	p.check(os.WriteFile(p.box.At("box.json"), []byte("{}"), 0o600))
 	p.check(os.WriteFile(p.box.At("layers.json"), fmt.Appendf(nil, `[{"path":%q,"dir":"0"}]`, p.real), 0o600))
 	return p
 }

@@ -224,7 +224,10 @@ func TestDiscardIsRefusedWhileASessionRuns(t *testing.T) {
 	run.Close()
 	e.discard()
 	e.expect(e.changes())
-	if _, err := Dir(t.TempDir()).Discard(context.Background(), nil); err != nil {
+	never := Dir(filepath.Join(t.TempDir(), "b"))
+	e.must(os.Mkdir(string(never), 0o700))
+	e.must(os.WriteFile(never.At("box.json"), []byte("{}"), 0o600))
+	if _, err := never.Discard(context.Background(), nil); err != nil {
 		t.Errorf("a box that never ran: %v", err)
 	}
 }

@@ -337,36 +337,6 @@ func (h *History) whileOpen(f func() Kept) func() Kept {
 	}
 }
 
-// Move is Rename for a directory whose content the supervisor copies, because the overlay
-// does not rename one of the real tree: from itself stays behind as a whiteout, so all that
-// the box had in it is kept.
-func (h *History) Move(t time.Time, from, to string, exchange bool) {
-	h.use.RLock()
-	defer h.use.RUnlock()
-	if h.fds == nil {
-		return
-	}
-	if h.rememberTree(t, from, false) != nil || exchange && h.rememberTree(t, to, false) != nil {
-		h.append(&record{kind: recGap, time: t, why: "a directory was moved that could not be read"})
-	}
-	i, rel, ok := h.place(from)
-	j, rel2, ok2 := h.place(to)
-	if !ok || !ok2 || i != j || rel == "" || rel2 == "" {
-		return
-	}
-	h.parents(t, i, rel)
-	h.parents(t, i, rel2)
-	r := &record{kind: recRename, time: t, path: from, path2: to}
-	r.was, _ = h.look(i, rel, from, false)
-	r.was2, _ = h.look(i, rel2, to, false)
-	r.was.meta, r.was2.meta = true, true
-	if s := r.was2.state; !exchange && r.was2.kind == present && s.Type == core.TypeDir {
-		h.emptied(t, i, rel2, to)
-	}
-	h.append(r)
-	h.forget()
-}
-
 // forget drops what is known of paths: a directory has moved, with all below it.
 func (h *History) forget() {
 	h.mu.Lock()

@@ -20,6 +20,11 @@ const (
 // files: so each of them is a rename, and their content need not be kept. All else that the
 // upper layer has below from is written down as what goes.
 func (h *History) Moves(t time.Time, from, to string) {
+	h.use.RLock()
+	defer h.use.RUnlock()
+	if h.fds == nil {
+		return
+	}
 	i, rel, ok := h.place(from)
 	j, rel2, ok2 := h.place(to)
 	if !ok || !ok2 || rel == "" || rel2 == "" || i != j {
