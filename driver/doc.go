@@ -34,6 +34,7 @@
 //	resolve.go   which file a call names, as the kernel would find it
 //	process.go   which process asks; birth and death
 //	changed.go   what the box itself has changed
+//	keep.go      what is kept of a file before it changes
 //	limits.go    what a session may use, where the kernel or the supervisor bounds it
 //	watch.go     what a session uses, a few times a second
 //	inside.go    the session's own /proc, read from outside

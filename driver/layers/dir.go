@@ -24,6 +24,10 @@ import (
 //	manifest        what the upper layers were like when the last session had ended
 //	layers/trash    what was discarded and is not removed yet
 //	mnt             where the box's root is put together (empty outside the box)
+//	history/        what was there before each operation, see history.go
+//	objects/        old contents of files and those of snapshots, by their hash
+//	snapshots/NAME  a kept state: what the layers had at each path
+//	rollback/       one that counts and is not finished; rollback.new/ one that does not count yet
 //	run/lock        held while the box's mounts are made
 //	commit/         the journal of a commit, and what is known of the last ones
 //	run/ID.json     a running session; locked while it lives

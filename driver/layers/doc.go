@@ -27,4 +27,11 @@
 //	open.go      either version of a file
 //	patch.go     what differs in it, for people
 //	discard.go   throwing changes away
+//	history.go   what was there before each operation: the log of a session, and the bases
+//	record.go    a record of it on disk
+//	objects.go   the contents that are kept, by their hash
+//	thin.go      what goes when the room for them is full
+//	past.go      a box as it was: the layers with operations undone
+//	snapshot.go  states that are kept under a name
+//	rollback.go  making the layers what they were
 package layers
