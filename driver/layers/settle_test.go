@@ -6,6 +6,9 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/sandglass/sandglass/core"
 )
 
 // What people do with a box is not somebody's from outside, and is not done to a damaged one.
@@ -59,6 +62,55 @@ func TestWhatTheSandboxDoesIsNotFromOutside(t *testing.T) {
 				t.Errorf("rollback of a damaged box: %v", err)
 			}
 		})
+	}
+}
+
+// What was committed is real, and the history does not take it back: it begins anew. A
+// snapshot can be gone back to, which is about what the box has, and about no real file.
+func TestAfterACommit(t *testing.T) {
+	ctx := context.Background()
+	p := newPair(t)
+	file := p.write(p.real, "file", "real", 0o600)
+	p.later()
+	ls, err := p.box.Layers()
+	p.check(err)
+	h, err := OpenHistory(p.box, ls, "s", core.Limits{}, "")
+	p.check(err)
+	h.Touch(time.Now(), file, Writes)
+	p.write(p.up, "file", "first", 0o600)
+	first := time.Now()
+	p.later()
+	if _, later := h.Touch(time.Now(), file, Writes); later != nil {
+		later()
+	}
+	p.write(p.up, "file", "second", 0o600)
+	h.Close()
+	_, err = p.box.Snapshot(ctx, "s")
+	p.check(err)
+	if r, err := p.box.Return(ctx, RollbackOptions{Time: first, DryRun: true}); err != nil || r.Counts.Total() != 1 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	_, err = p.commit()
+	p.check(err)
+
+	if _, err := p.box.RollbackTo(ctx, first); err == nil || !strings.Contains(err.Error(), "changes were committed") {
+		t.Errorf("back to before the commit: %v", err)
+	}
+	if err := p.box.ChangesAt(ctx, first, func(*core.Change) error { return nil }); err == nil {
+		t.Error("what the box had before the commit is shown against what is real since")
+	}
+	if n, err := p.box.RollbackTo(ctx, time.Now()); err != nil || n.Total() != 0 {
+		t.Errorf("%+v, %v", n, err)
+	}
+	_, err = p.box.Rollback(ctx, "s")
+	p.check(err)
+	for at, want := range map[string]string{file: "second", p.up + "/file": "second"} {
+		if got, err := os.ReadFile(at); string(got) != want {
+			t.Errorf("%s: %q, %v", at, got, err)
+		}
+	}
+	if got := p.changes(); len(got) > 0 {
+		t.Errorf("the box has changed %q", got)
 	}
 }
 
