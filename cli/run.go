@@ -378,7 +378,11 @@ func (s *session) record(p *printer, h Home, natsURL string, serve bool) error {
 	if err = log.Begin(events.Life{}); err == nil {
 		ctx := context.Background() // signals are the command's; the driver passes them on
 		code, err = driver.Run(ctx, driver.Options{
-			Capture: capture, CaptureLimit: s.capture, Notice: func(text string) { p.Note("%s", text) },
+			Capture: capture, CaptureLimit: s.capture, Notice: func(text string) {
+				for line := range strings.Lines(text) {
+					p.Note("%s", strings.TrimSuffix(line, "\n"))
+				}
+			},
 			Throwaway: s.rm,
 			BoxDir:    h.box(s.Box), Hide: []string{string(h)}, Session: s.Session, Policy: s.policy, Dir: s.dir,
 			Env: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,

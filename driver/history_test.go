@@ -110,7 +110,7 @@ func changeAtRandom() {
 	}
 	data := func() []byte {
 		n := r.Intn(2000)
-		if r.Intn(20) == 0 {
+		if r.Intn(8) == 0 {
 			n = 400 << 10 // not on the supervisor's thread
 		}
 		b := make([]byte, n)

@@ -16,14 +16,14 @@ step 'lint'
 bash tools/lint.sh
 
 step 'tests'
-CGO_ENABLED=0 go test -timeout 15m $(go list ./... | grep -v '/attacks$')
+CGO_ENABLED=0 go test -timeout 30m $(go list ./... | grep -v '/attacks$')
 
 step 'ways out of a box' # alone: it keeps the machine busy
 CGO_ENABLED=0 go test -timeout 15m ./attacks
 
 step 'tests under the race detector'
 # Real programs, and what is tried one after another on the network, show no race that the other tests do not.
-CGO_ENABLED=1 go test -race -timeout 25m -skip 'TestExfiltration|TestAPortScanFindsNothing|TestProgramsOnTheNetwork|TestRealProgramsBehaveAsOutside|TestServicesInABox' $(go list ./... | grep -v -e '/store$' -e '/attacks$')
+CGO_ENABLED=1 go test -race -timeout 40m -skip 'TestExfiltration|TestAPortScanFindsNothing|TestProgramsOnTheNetwork|TestRealProgramsBehaveAsOutside|TestServicesInABox' $(go list ./... | grep -v -e '/store$' -e '/attacks$')
 # The store's property tests take minutes under it and run on one goroutine: of the
 # store only what runs on several.
 CGO_ENABLED=1 go test -race -timeout 15m -run 'Reader|Writer|Processes|Deadline' ./store
@@ -44,7 +44,7 @@ if [ "$(id -u)" = 0 ]; then
 		[ ! -d "$p/testdata" ] || cp -r "$p/testdata" "$dir/$p/"
 		chown -R "$user" "$dir/$p"
 		echo "-- $p"
-		su "$user" -c "cd '$dir/$p' && PATH='$go/bin':/usr/local/bin:/usr/bin:/bin TMPDIR=/tmp SANDGLASS_BINARY='$dir/sandglass' exec '$dir/$p.test' -test.timeout 10m"
+		su "$user" -c "cd '$dir/$p' && PATH='$go/bin':/usr/local/bin:/usr/bin:/bin TMPDIR=/tmp SANDGLASS_BINARY='$dir/sandglass' exec '$dir/$p.test' -test.timeout 30m"
 	done
 fi
 

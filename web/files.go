@@ -114,7 +114,7 @@ func (e *ConflictError) Error() string {
 
 const (
 	levelRows = 200 // of the directory that a page is about
-	innerRows = 40  // of each one below it that the page opens by itself
+	innerRows = 20  // of each one below it that the page opens by itself
 	treeRows  = 400 // of a page, or about that
 	treeDepth = 24
 
@@ -349,7 +349,8 @@ func (s *site) failFiles(w http.ResponseWriter, r *http.Request, err error) {
 		return
 	}
 	s.OnError(r, err)
-	s.fail(w, r, http.StatusServiceUnavailable, "What the box holds cannot be read right now: "+visibleText(errWords(err)), "")
+	s.fail(w, r, http.StatusServiceUnavailable, "What the box holds cannot be read right now: "+visibleText(core.Shorten(err.Error(), 400)),
+		visibleText(core.Shorten(strings.Join(core.Hints(err), ". "), 400)))
 }
 
 // badRequest is an address that cannot be meant.

@@ -14,6 +14,7 @@
 //	manifest.go  what the layers were like at the last stop, and what differs
 //	damage.go    a folder that was damaged from outside, and its repair
 //	changes.go   how the box differs from the real system
+//	level.go     the same of one directory alone
 //	settings.go  the same of files of settings, key by key
 //	commit.go    a commit: what there is to do, and what stands in the way
 //	choice.go    which changes it is about, and what it leaves in the layers

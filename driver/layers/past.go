@@ -50,6 +50,7 @@ type content struct {
 	state  *core.FileState
 	xattrs map[string][]byte
 	src    string   // where it is on disk, "" when it is not there any more as it was
+	inode  uint64   // there
 	id     objectID // else
 	lost   string   // it is nowhere: why
 	stage  string   // the name under which it is made ready, see rollback.go
@@ -101,7 +102,7 @@ func (m *image) read(p, at string) (*node, error) {
 		if c := m.files[s.Inode]; c != nil && s.Links > 1 {
 			return &node{kind: present, file: c}, nil
 		}
-		c := &content{state: s, xattrs: Xattrs(at), src: p}
+		c := &content{state: s, xattrs: Xattrs(at), src: p, inode: s.Inode}
 		m.files[s.Inode] = c
 		return &node{kind: present, file: c}, nil
 	}

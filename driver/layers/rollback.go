@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -331,7 +332,13 @@ func (r *rollback) file(n, cur *node, disk, p string) error {
 	if cur != nil && cur.file != nil {
 		f := cur.file.state
 		unchanged := c.state.Inode == f.Inode && c.state.Size == f.Size && c.state.MTime.Equal(f.MTime) && c.state.CTime.Equal(f.CTime)
-		if c.src == disk || unchanged || c.src != "" && c.state.Inode == f.Inode {
+		if !unchanged && c.src == "" && c.lost == "" && c.state.Size == f.Size && c.state.Links == f.Links {
+			unchanged = r.holds(disk, c.id) // an earlier rollback has made it
+		}
+		if unchanged && c.src == "" {
+			c.src, c.inode = disk, f.Inode // other names that have to be made are of this file
+		}
+		if c.src == disk || unchanged || c.src != "" && c.inode == f.Inode {
 			if sameAttrs(n, f) && maps.EqualFunc(c.xattrs, cur.file.xattrs, bytes.Equal) {
 				return nil
 			}
@@ -358,6 +365,18 @@ func (r *rollback) file(n, cur *node, disk, p string) error {
 	r.step(p, n, c.stage)
 	r.change(p, cur, n, "content")
 	return nil
+}
+
+// holds says whether a file of the layers has that content.
+func (r *rollback) holds(disk string, id objectID) bool {
+	f, err := r.b.openFile(disk)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	h := sha256.New()
+	_, err = copySparse(nil, f, h, 0)
+	return err == nil && objectID(h.Sum(nil)) == id
 }
 
 // sameAttrs compares the mode, owner and time of a node with those on disk.
@@ -515,7 +534,14 @@ func (b Dir) FinishRollback() error {
 	if err := a.open(); err != nil {
 		return err
 	}
-	whole, err := readRecords(bufio.NewReader(f), a.put)
+	whole, err := readRecords(bufio.NewReader(f), func(s *record) error {
+		if rollbackStep != nil {
+			if err := rollbackStep(); err != nil {
+				return err
+			}
+		}
+		return a.put(s)
+	})
 	if err != nil {
 		return fmt.Errorf("roll back: %w", err)
 	}
@@ -523,6 +549,11 @@ func (b Dir) FinishRollback() error {
 		return core.Hint(fmt.Errorf("roll back: %s is damaged", f.Name()), "the box is between two states: `sandglass diff` shows what it has; remove the file to leave it so")
 	}
 	for i := len(a.attrs) - 1; i >= 0; i-- { // a directory after what is in it: that changes its time
+		if rollbackStep != nil {
+			if err := rollbackStep(); err != nil {
+				return err
+			}
+		}
 		if err := a.attributes(a.attrs[i]); err != nil {
 			return fmt.Errorf("roll back: %w", err)
 		}
@@ -540,6 +571,9 @@ func (b Dir) FinishRollback() error {
 	}
 	return os.RemoveAll(b.At("rollback"))
 }
+
+// rollbackStep is called before each step; only tests set it.
+var rollbackStep func() error
 
 // apply does the steps of a plan. Doing one again changes nothing.
 type apply struct {
