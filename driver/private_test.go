@@ -203,6 +203,27 @@ func TestMasksAreMadeOnce(t *testing.T) {
 	}
 }
 
+// Nor is it somebody from outside who makes it, or takes it away, in a box that has run.
+func TestMasksAreNotFromOutside(t *testing.T) {
+	l := newLab(t)
+	l.sh("echo own > own")
+	l.secret(".ssh/id")
+	for _, what := range []string{"a place that has become private", "the same again"} {
+		if got := l.fromOutside(l.run(runOpts{}, "/bin/true").ops); len(got) != 0 {
+			t.Errorf("%s: on record %q", what, got)
+		}
+	}
+	open := func(p *core.Policy) { p.Private = nil }
+	for _, what := range []string{"a place that is private no more", "the same again"} {
+		if got := l.fromOutside(l.run(runOpts{policy: open}, "/bin/true").ops); len(got) != 0 {
+			t.Errorf("%s: on record %q", what, got)
+		}
+	}
+	if r := l.run(runOpts{policy: open}, "/bin/cat", ".ssh/id"); r.code != 0 {
+		t.Errorf("it is private still: %s", r.stderr)
+	}
+}
+
 func TestLinksToAndOfPrivatePlaces(t *testing.T) {
 	l := newLab(t)
 	data := filepath.Join(filepath.Dir(l.dir), "data")

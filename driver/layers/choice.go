@@ -2,6 +2,7 @@ package layers
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -106,6 +107,11 @@ func (s *selection) skip(c *core.Change) bool {
 			s.x.conflict(c.Path, "a private place: the box never saw the real "+thing(c.Was), false)
 		}
 	}
+	if c.Was != nil && c.Was.Type == core.TypeDir && (c.Is == nil || c.Is.Type != core.TypeDir) {
+		if m := s.maskBelow(c.Path); m != "" { // naming it does not help: it goes with the rest
+			return say("a private place is in it, which the box never saw: " + m)
+		}
+	}
 	if c.Is != nil {
 		switch c.Is.Type {
 		case core.TypeSocket:
@@ -120,6 +126,18 @@ func (s *selection) skip(c *core.Change) bool {
 		return say("a directory of another user, whose mode and owner are not yours to change")
 	}
 	return false
+}
+
+// maskBelow finds a private place that is there, below a path.
+func (s *selection) maskBelow(p string) string {
+	for _, m := range slices.Sorted(maps.Keys(s.x.masks)) {
+		if m != p && Under(m, p) {
+			if _, err := os.Lstat(m); err == nil {
+				return m
+			}
+		}
+	}
+	return ""
 }
 
 // mask finds the private place that a path is in.

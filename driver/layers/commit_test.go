@@ -630,8 +630,71 @@ func TestPrivatePlaces(t *testing.T) {
 	if _, err := p.commit(".ssh"); !errors.As(err, &conflict) || !strings.Contains(err.Error(), "never saw") {
 		t.Errorf("error %v", err)
 	}
-	if got, err := os.ReadFile(p.real + "/.ssh/id"); string(got) != "secret" {
-		t.Errorf("%q, %v", got, err)
+	r, err = p.box.Commit(context.Background(), CommitOptions{Force: true, Paths: []string{p.real}})
+	p.check(err)
+	if len(r.Skipped) != 1 || r.Counts.Total() != 0 {
+		t.Errorf("by force, but not by its name: %+v, skipped %v", r.Changes, r.Skipped)
+	}
+	for name, want := range map[string]string{"id": "secret", "config": "mine"} {
+		if got, err := os.ReadFile(p.real + "/.ssh/" + name); string(got) != want {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+	}
+}
+
+// A directory that the box deleted, moved away or replaced may hold what it never saw.
+func TestWhatIsAboveAPrivatePlaceIsNotDeleted(t *testing.T) {
+	for name, do := range map[string]func(p *pair){
+		"deleted":  func(p *pair) { p.whiteout("work") },
+		"a file":   func(p *pair) { p.write(p.up, "work", "a file", 0o600) },
+		"a link":   func(p *pair) { p.check(os.Symlink("/", p.up+"/work")) },
+		"anew":     func(p *pair) { p.write(p.up, "work/new", "new", 0o600); p.opaque("work") },
+		"anew, in": func(p *pair) { p.write(p.up, "work/deep/new", "new", 0o600); p.opaque("work/deep") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPair(t)
+			secret := p.write(p.real, "work/deep/.env", "secret", 0o600)
+			p.write(p.real, "work/open", "open", 0o600)
+			p.check(p.box.WriteMasks([]string{secret}))
+			p.later()
+			do(p)
+			for _, o := range []CommitOptions{{}, {Force: true}, {Force: true, Paths: []string{p.real + "/work"}}} {
+				if _, err := p.box.Commit(context.Background(), o); err != nil {
+					t.Logf("%+v: %v", o, err)
+				}
+				if got, err := os.ReadFile(secret); string(got) != "secret" {
+					t.Fatalf("%+v: %q, %v", o, got, err)
+				}
+			}
+			if strings.HasPrefix(name, "anew") {
+				if _, err := os.Lstat(p.real + "/work/open"); name == "anew" && err == nil {
+					t.Error("what the box deleted beside it is there")
+				}
+				return
+			}
+			r, err := p.commit()
+			p.check(err)
+			if len(r.Skipped) != 1 || !strings.Contains(r.Skipped[0].Why, secret) {
+				t.Errorf("skipped %v", r.Skipped)
+			}
+		})
+	}
+}
+
+func TestTheSizeIsWithoutWhatTheSandboxPlanted(t *testing.T) {
+	p := newPair(t)
+	p.check(p.box.WriteMasks([]string{p.real + "/a/b/secret", p.real + "/own"}))
+	p.whiteout("a/b/secret")
+	p.whiteout("own")
+	if _, n, err := p.box.Size(); n != 0 || err != nil {
+		t.Errorf("%d files, %v", n, err)
+	}
+	p.whiteout("a/deleted")
+	p.write(p.up, "a/b/file", "text", 0o600)
+	p.check(os.Remove(p.up + "/own"))
+	p.write(p.up, "own", "the box's", 0o600)
+	if _, n, err := p.box.Size(); n != 3 || err != nil {
+		t.Errorf("%d files, %v", n, err)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"syscall"
 
@@ -214,12 +215,23 @@ func RemoveTree(dir string) error {
 	return err
 }
 
-// Size returns what the box's upper layers hold: bytes on disk and files, whiteouts
-// included. With an error it is what could be seen: a box may have closed directories.
+// Size returns what the box's upper layers hold: bytes on disk and files, the whiteouts of
+// deleted ones included, but not what hides private places, nor the directories that lead
+// there. Old versions and snapshots are [Dir.Held]. With an error it is what could be seen: a box may have closed directories.
 func (b Dir) Size() (bytes int64, files int, err error) {
 	ls, err := b.Layers()
 	if err != nil {
 		return 0, 0, err
+	}
+	masks, err := b.Masks()
+	if err != nil {
+		return 0, 0, err
+	}
+	planted := map[string]bool{} // with the way there
+	for m := range masks {
+		for ; !planted[m] && m != "/"; m = path.Dir(m) {
+			planted[m] = true
+		}
 	}
 	var unread error
 	for _, l := range ls {
@@ -232,7 +244,9 @@ func (b Dir) Size() (bytes int64, files int, err error) {
 				return nil
 			}
 			if fi, err := d.Info(); err == nil {
-				files++
+				if at := path.Join(l.Path, p[len(b.Upper(l)):]); !planted[at] || !d.IsDir() && !masks[at] || masks[at] && fi.Mode()&fs.ModeCharDevice == 0 {
+					files++
+				}
 				if st, ok := fi.Sys().(*syscall.Stat_t); ok {
 					bytes += st.Blocks * 512
 				}
