@@ -28,8 +28,10 @@ func ownBox(t *testing.T, home, dir string, files map[string][]byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.MkdirAll(b.Upper(l), 0o700); err != nil {
-		t.Fatal(err)
+	for _, d := range []string{b.Upper(l), b.Work(l)} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := os.WriteFile(b.At("layers.json"), data, 0o600); err != nil {
 		t.Fatal(err)

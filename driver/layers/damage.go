@@ -272,7 +272,7 @@ func forged(dir bool, up string) (out []string) {
 		ok := false
 		switch short {
 		case "origin":
-			ok = shut || len(v) == 0 || len(v) >= 4 && v[1] == 0xfb // struct ovl_fb: version, magic
+			ok = shut || len(v) <= 1 || len(v) >= 4 && v[1] == 0xfb // struct ovl_fb: version, magic; nothing or a zero where there is no handle
 		case "opaque":
 			ok = dir && (shut || string(v) == "y" || string(v) == "x")
 		case "impure":
