@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,7 +31,7 @@ func TestWhoReachesIntoARunningBoxIsOnRecord(t *testing.T) {
 	defer cancel()
 	// The program outside stays until the sandbox has looked at it.
 	dir := l.held("b", "dir")
-	var pid int
+	var pid atomic.Int64
 	seen := map[string]core.Operation{}
 	want := map[string]bool{"modified b": true, "read a": true, "deleted c": true, "added d": true, "metadata a": true, "added e": true}
 	begin := started(sleepPath(t), func(int) {
@@ -42,7 +43,7 @@ func TestWhoReachesIntoARunningBoxIsOnRecord(t *testing.T) {
 			cancel()
 			return
 		}
-		pid = c.Process.Pid
+		pid.Store(int64(c.Process.Pid))
 		<-ctx.Done()
 		in.Close()
 		c.Wait()
@@ -70,8 +71,8 @@ func TestWhoReachesIntoARunningBoxIsOnRecord(t *testing.T) {
 			t.Errorf("what the box did itself is from outside: %+v", op)
 		}
 	}
-	if op := seen["modified b"]; op.Detail["pid"] != strconv.Itoa(pid) || op.Detail["exe"] == "" || op.Detail["uid"] != "0" {
-		t.Errorf("who wrote is %q, want pid %d", op.Detail, pid)
+	if op := seen["modified b"]; op.Detail["pid"] != strconv.FormatInt(pid.Load(), 10) || op.Detail["exe"] == "" || op.Detail["uid"] != "0" {
+		t.Errorf("who wrote is %q, want pid %d", op.Detail, pid.Load())
 	}
 	if op := seen["read a"]; op.Surface != core.OutsideRead || op.Action != core.ActRead {
 		t.Errorf("the read is %+v", op)

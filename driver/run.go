@@ -97,6 +97,7 @@ type run struct {
 	journal   *journal
 	proc      *ownProc
 	ref       *os.File
+	tries     int // how often the box's view was planned
 	joined    bool
 	damaged   bool // the box's view is read-only
 	intruders *intruders
@@ -156,7 +157,8 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 	}
 	defer term.close()
 
-	if err := r.start(ctx, term); err != nil {
+	m, stop, err := r.ready(ctx, term)
+	if err != nil {
 		return 125, err
 	}
 	defer sys.CloseFD(r.child.Pidfd)
@@ -168,13 +170,8 @@ func (r *run) run(ctx context.Context) (code int, err error) {
 			r.child.Wait()
 		}
 	}()
-	stop := context.AfterFunc(ctx, func() { r.kill("") })
 	defer stop()
-
-	m, err := receive(r.control)
-	if err != nil {
-		return 125, fmt.Errorf("the box's init died: %w", err)
-	}
+	term.started()
 	if m.Op == "failed" {
 		return m.Code, stageError(m)
 	}
@@ -363,6 +360,45 @@ func waitText(ws syscall.WaitStatus) string {
 
 // start makes the stage: in new namespaces, or in those of the box when a session
 // already runs in it.
+// ready starts the stage and waits for its word. A mount that has appeared between the plan of
+// the box's view and its namespaces makes a place that nothing can be mounted over: then it is
+// planned anew, a few times. stop ends the watch of ctx, which kills the stage.
+func (r *run) ready(ctx context.Context, term *terminal) (m stageMsg, stop func() bool, err error) {
+	for r.tries = 1; ; r.tries++ {
+		if err := r.start(ctx, term); err != nil {
+			return m, nil, err
+		}
+		stop = context.AfterFunc(ctx, func() { r.kill("") })
+		m, err = receive(r.control)
+		again := err == nil && m.Op == "again" && r.tries < maxTries
+		if err == nil && !again {
+			return m, stop, nil
+		}
+		if !stop() {
+			again = false
+		}
+		r.control.Close()
+		sys.PidfdKill(r.child.Pidfd, syscall.SIGKILL)
+		r.child.Wait()
+		r.mu.Lock() // whoever kills it is done with it
+		sys.CloseFD(r.child.Pidfd)
+		r.child.Pidfd = -1
+		r.mu.Unlock()
+		if !again {
+			if err == nil {
+				err = errors.New("ended")
+			}
+			return m, nil, fmt.Errorf("the box's init died: %w", err)
+		}
+	}
+}
+
+// planned is called when the box's view is planned and its namespaces are not made yet: for tests.
+var planned = func() {}
+
+// maxTries is how often the box's view is planned while the mounts outside change.
+const maxTries = 5
+
 func (r *run) start(ctx context.Context, term *terminal) error {
 	refs, err := r.b.Running()
 	if err != nil {
@@ -371,7 +407,7 @@ func (r *run) start(ctx context.Context, term *terminal) error {
 	for _, ref := range refs {
 		r.damaged = r.damaged || ref.Damaged
 	}
-	if len(refs) == 0 {
+	if len(refs) == 0 && r.tries < 2 {
 		if err := r.b.FinishRollback(); err != nil {
 			return err
 		}
@@ -382,6 +418,7 @@ func (r *run) start(ctx context.Context, term *terminal) error {
 	if err := r.plan(); err != nil {
 		return err
 	}
+	planned()
 	control, theirs, err := sys.Socketpair()
 	if err != nil {
 		return err
@@ -471,8 +508,8 @@ func (r *run) start(ctx context.Context, term *terminal) error {
 		return err
 	}
 	cfg.Join = r.joined
+	cfg.Again = r.tries < maxTries
 	r.control = control
-	term.started()
 	go func() {
 		json.NewEncoder(cfgW).Encode(cfg) // a stage that died reads no more: seen on the control socket
 		cfgW.Close()

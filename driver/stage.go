@@ -30,6 +30,8 @@ import (
 //	   |                                         |  drops privileges for good
 //	   |                                         |  enters the second wall, Landlock
 //	   |                                         |  installs the filter on one thread
+//	   | <- again ---------------------------- |  the mounts outside have changed since they were
+//	   |                                         |  planned for: to be started anew
 //	   | <- ready {listener, pty, tun, diag} --- |
 //	   |  takes them with pidfd_getfd            |
 //	   |  serves the listener                    |
@@ -79,6 +81,7 @@ type stageConfig struct {
 	Clones   []string // real places that the supervisor gets a read-only mount of
 	Programs []stageBind
 	Join     bool // the box's mounts exist already
+	Again    bool // the view may be planned again
 	OwnNet   bool
 	Tun      bool                   // the namespace gets a way out, see package network
 	V6       bool                   // to IPv6 too
@@ -216,7 +219,13 @@ func (s *stage) run() error {
 	}
 	sys.Umask(umask)
 	if err := os.Chdir(s.cfg.Dir); err != nil {
-		return core.Hint(fmt.Errorf("working directory in the box: %w", err), "choose another with --dir")
+		hints := []string{"choose another with --dir"}
+		for _, m := range s.masked {
+			if p, _, _ := strings.Cut(m, " ("); under(s.cfg.Dir, p) {
+				hints = append(hints, "not in the box: "+m)
+			}
+		}
+		return core.Hint(fmt.Errorf("working directory in the box: %w", err), hints...)
 	}
 	var master *os.File
 	if s.cfg.Term != nil {
@@ -639,6 +648,12 @@ func (s *stage) mount(m stageMount) error {
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) && !canReach(m.Lower) {
 			return nil // not reachable by this user outside either
 		}
+		if m.Kind == stepOverlay && s.cfg.Again && errors.Is(err, syscall.EINVAL) && s.mountsBelow(m.Lower) {
+			// The kernel takes no directory as a layer that has locked mounts below it
+			// (fs/namespace.c, has_locked_children), and the plan knew of none.
+			send(s.control, stageMsg{Op: "again"})
+			os.Exit(125)
+		}
 		m.Why = err.Error()
 		fallthrough // what cannot be overlaid is not passed
 	case stepMask:
@@ -664,6 +679,17 @@ func (s *stage) mount(m stageMount) error {
 		return s.share(m)
 	}
 	return fmt.Errorf("plan: unknown step %q", m.Kind)
+}
+
+// mountsBelow says whether something is mounted below a real directory, but for the box.
+func (s *stage) mountsBelow(dir string) bool {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	all, err := parseMountinfo(f)
+	return err == nil && slices.ContainsFunc(all, func(e mountEntry) bool { return e.point != dir && under(e.point, dir) && !under(e.point, s.cfg.Root) })
 }
 
 func canReach(dir string) bool { _, err := os.Lstat(dir); return err == nil }
