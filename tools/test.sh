@@ -22,8 +22,11 @@ step 'ways out of a box' # alone: it keeps the machine busy
 CGO_ENABLED=0 go test -timeout 15m ./attacks
 
 step 'tests under the race detector'
-# Real programs, and what is tried one after another on the network, show no race that the other tests do not.
-CGO_ENABLED=1 go test -race -timeout 40m -skip 'TestExfiltration|TestAPortScanFindsNothing|TestProgramsOnTheNetwork|TestRealProgramsBehaveAsOutside|TestServicesInABox' $(go list ./... | grep -v -e '/store$' -e '/attacks$')
+# Real programs, what is tried one call or one command after another, and scripts that end their
+# daemon before the next command show no race that the other tests do not.
+alone='TestExfiltration|TestAPortScanFindsNothing|TestProgramsOnTheNetwork|TestRealProgramsBehaveAsOutside|TestServicesInABox|TestABoxBehavesAsTheRealTree|TestAFullDisk'
+alone+='|TestScripts/^(box_(commit|create|damage|diff|diff_settings|discard|doctor|house|limits|ops|ps|rm|rollback)|completion|help|home|outside|private|policy_errors|run_refused|version)$'
+CGO_ENABLED=1 go test -race -timeout 40m -skip "$alone" $(go list ./... | grep -v -e '/store$' -e '/attacks$')
 # The store's property tests take minutes under it and run on one goroutine: of the
 # store only what runs on several.
 CGO_ENABLED=1 go test -race -timeout 15m -run 'Reader|Writer|Processes|Deadline' ./store
