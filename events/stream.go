@@ -150,8 +150,9 @@ func Consume(ctx context.Context, js jetstream.JetStream, fromSeq map[string]uin
 	defer cancel(context.Canceled)
 	got := make(chan Delivered, max)
 	for _, stream := range []string{StreamCtl, StreamOps} {
+		from := fromSeq[stream] // fn may change the map
 		wg.Go(func() {
-			if err := read(ctx, js, stream, fromSeq[stream], max, got); err != nil {
+			if err := read(ctx, js, stream, from, max, got); err != nil {
 				cancel(err)
 			}
 		})
