@@ -95,7 +95,10 @@ func TestTheDashboardReviewsARealBox(t *testing.T) {
 		}
 		return string(out)
 	}
-	t.Cleanup(func() { sandglass("stop") })
+	t.Cleanup(func() {
+		sandglass("box", "rm", "review") // which removes what RemoveAll may not
+		sandglass("stop")
+	})
 	put("edited", "one\ntwo\n")
 	put("gone", "x\n")
 	put("kept", "real\n")
@@ -159,8 +162,10 @@ func TestTheDashboardLeavesARunningBoxAlone(t *testing.T) {
 	t.Cleanup(func() {
 		in.Close()
 		_ = run.Wait() // the program ends by an end of its input, which is no success
-		if out, err := exec.Command("sandglass", "stop").CombinedOutput(); err != nil {
-			t.Errorf("stop: %v\n%s", err, out)
+		for _, args := range [][]string{{"box", "rm", "review"}, {"stop"}} {
+			if out, err := exec.Command("sandglass", args...).CombinedOutput(); err != nil {
+				t.Errorf("%q: %v\n%s", args, err, out)
+			}
 		}
 	})
 	if _, err := io.ReadFull(out, make([]byte, len("ready\n"))); err != nil {

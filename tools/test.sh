@@ -47,7 +47,7 @@ if [ "$(id -u)" = 0 ]; then
 		[ ! -d "$p/testdata" ] || cp -r "$p/testdata" "$dir/$p/"
 		chown -R "$user" "$dir/$p"
 		echo "-- $p"
-		su "$user" -c "cd '$dir/$p' && PATH='$go/bin':/usr/local/bin:/usr/bin:/bin TMPDIR=/tmp SANDGLASS_BINARY='$dir/sandglass' exec '$dir/$p.test' -test.timeout 30m"
+		su "$user" -c "cd '$dir/$p' && PATH='$go/bin':/usr/local/bin:/usr/bin:/bin TMPDIR=/tmp SANDGLASS_BINARY='$dir/sandglass' exec env --default-signal=INT,QUIT '$dir/$p.test' -test.timeout 30m"
 	done
 fi
 
