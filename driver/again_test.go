@@ -9,7 +9,7 @@ import (
 )
 
 // A mount that appears when the box's view is planned already: it is planned anew. One that
-// appears each time hides the place, and the box says so.
+// appears each time hides the place.
 func TestAMountThatAppearsAtTheStart(t *testing.T) {
 	if os.Geteuid() != 0 {
 		return // only root can mount for others to see

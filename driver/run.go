@@ -358,8 +358,6 @@ func waitText(ws syscall.WaitStatus) string {
 	return "exit code " + strconv.Itoa(ws.ExitStatus())
 }
 
-// start makes the stage: in new namespaces, or in those of the box when a session
-// already runs in it.
 // ready starts the stage and waits for its word. A mount that has appeared between the plan of
 // the box's view and its namespaces makes a place that nothing can be mounted over: then it is
 // planned anew, a few times. stop ends the watch of ctx, which kills the stage.
@@ -399,6 +397,8 @@ var planned = func() {}
 // maxTries is how often the box's view is planned while the mounts outside change.
 const maxTries = 5
 
+// start makes the stage: in new namespaces, or in those of the box when a session
+// already runs in it.
 func (r *run) start(ctx context.Context, term *terminal) error {
 	refs, err := r.b.Running()
 	if err != nil {
